@@ -4,15 +4,21 @@
 
 # %% auto #0
 __all__ = ['audio_extensions', 'AudioError', 'AudioWarning', 'dur2n', 'AudioTensor', 'resample', 'to_mono', 'load_audio',
-           'pad_audio', 'get_audio_files']
+           'AudioInfo', 'audio_info', 'audio_windows', 'pad_audio', 'fit_dur', 'is_silent', 'trim_silence',
+           'save_audio', 'get_audio_files']
 
-# %% ../nbs/00_audio.ipynb #21371516
-import io, math, os, tempfile, warnings
+# %% ../nbs/00_audio.ipynb #046c07f5
+import difflib, io, math, os, re, uuid, warnings
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np, soundfile as sf, soxr, torch
 from fastai.torch_core import TensorBase
 from fastcore.all import L, patch
+from torch import Tensor
+from torch.overrides import get_default_nowrap_functions
 
 # %% ../nbs/00_audio.ipynb #80633653
 class AudioError(ValueError):
@@ -21,88 +27,577 @@ class AudioError(ValueError):
 class AudioWarning(UserWarning):
     "Sound that can be used, though probably not as meant"
 
-# %% ../nbs/00_audio.ipynb #706b2b06
+# %% ../nbs/00_audio.ipynb #e22a6e6d
 def dur2n(
     dur:float, # Duration in s
     sr:int # Sample rate in Hz
-)->int: # Samples, rounded to the nearest
+)->int: # Samples, the nearest whole number (halves go up)
     "Samples in `dur` seconds at `sr`; the one place that rounds"
     return math.floor(dur*sr + 0.5)
 
-# %% ../nbs/00_audio.ipynb #7996bf42
-def _metas(args):
-    "All `AudioTensor`s in nested `args`"
-    for o in args:
-        if isinstance(o, AudioTensor): yield o
-        elif isinstance(o, (list,tuple)): yield from _metas(o)
+# %% ../nbs/00_audio.ipynb #62ef9d69
+_sr_min,_sr_max = 100,1_000_000
 
-def _one_sr(args):
-    "Raise if the clips in `args` have different sample rates"
-    srs = {o.sr for o in _metas(args) if o.sr is not None}
-    if len(srs) > 1: raise AudioError(f"got sounds at {sorted(srs)} Hz in one operation, expected one rate: `resample` them first")
+def _check_sr(sr):
+    "`sr` as an int, or None; `AudioError` when it cannot be a sample rate"
+    if sr is None: return None
+    try: ok = not isinstance(sr, (bool,str)) and int(sr)==sr and _sr_min<=sr<=_sr_max
+    except (TypeError,ValueError,OverflowError): ok = False
+    if ok: return int(sr)
+    raise AudioError(f"got the sample rate {sr!r}, expected a whole number of Hz from {_sr_min} to {_sr_max}: 16000 suits speech")
 
+# %% ../nbs/00_audio.ipynb #0746eae2
+def _sounds(xs):
+    "All `AudioTensor`s in nested lists and tuples `xs`"
+    res = []
+    for o in xs:
+        if isinstance(o, AudioTensor): res.append(o)
+        elif isinstance(o, (list,tuple)): res += _sounds(o)
+    return res
+
+def _same_lens(wav, res):
+    "Rule 1: an outcome `res` of the same length has the valid samples of `wav`"
+    if wav.lens is None or res.ndim==0 or res.shape[-1]!=wav.shape[-1]: return None
+    if isinstance(wav.lens, Tensor) and (res.ndim!=wav.ndim or len(res)!=len(wav)): return None
+    return wav.lens.to(res.device) if isinstance(wav.lens, Tensor) else wav.lens
+
+def _join_lens(func, xs, dim=0):
+    "Rule 2: `torch.stack` of items and `torch.cat` of batches join the valid samples"
+    if dim!=0 or any(o.ndim!=(2 if func is torch.stack else 3) for o in xs): return None
+    ls = [o.lens if o.lens is not None else o.shape[-1] if o.ndim==2 else torch.full((len(o),), o.shape[-1]) for o in xs]
+    return torch.tensor(ls, device=xs[0].device) if func is torch.stack else torch.cat([o.to(xs[0].device) for o in ls])
+
+# %% ../nbs/00_audio.ipynb #951ea313
+def _slice_lens(lens, s, n):
+    "Valid samples after the slice `s` of a time axis of `n` samples"
+    if not isinstance(s, slice): return None
+    start,stop,step = s.indices(n)
+    if isinstance(lens, Tensor): return ((lens.clamp(max=stop) - start + step-1)//step).clamp(min=0)
+    return max((min(lens, stop) - start + step-1)//step, 0)
+
+def _index_lens(wav, idx):
+    "Rule 3: indexing the batch indexes the valid samples, slicing time slices them"
+    idx,lens,ndim = (idx if isinstance(idx, tuple) else (idx,)),wav.lens,wav.ndim
+    if any(o is None or getattr(o, 'ndim', 0)>1 for o in idx): return None
+    k = next((i for i,o in enumerate(idx) if o is Ellipsis), None)
+    if k is not None: idx = idx[:k] + (slice(None),)*(ndim-len(idx)+1) + idx[k+1:]
+    if isinstance(lens, Tensor) and idx: lens = lens[idx[0]]
+    if isinstance(lens, Tensor) and lens.ndim==0: lens = lens.item()
+    return lens if len(idx)<ndim else _slice_lens(lens, idx[-1], wav.shape[-1])
+
+# %% ../nbs/00_audio.ipynb #a146f030
+_nowrap = get_default_nowrap_functions()
+
+def _as_audio(res, wav, lens=None):
+    "`res` with the type and the rate of `wav`, if it is still sound: real numbers along at least one axis"
+    if not isinstance(res, Tensor) or res.ndim==0 or not res.is_floating_point(): return res
+    if not isinstance(res, AudioTensor): res = torch.as_subclass(res, type(wav))
+    res.__dict__.update(wav.__dict__, lens=lens)
+    return res
+
+def _rewrap(func, res, wavs, args, kwargs):
+    "What an operation on `wavs` gave, as sound again"
+    wav = next((o for o in wavs if o.lens is not None), wavs[0])
+    if func in (torch.stack, torch.cat):
+        dim = args[1] if len(args)>1 else kwargs.get('dim', 0)
+        xs = _sounds(args[:1] or [kwargs['tensors']])
+        return _as_audio(res, wav, None if wav.lens is None else _join_lens(func, xs, dim))
+    if isinstance(res, AudioTensor): return res
+    if isinstance(res, Tensor): return _as_audio(res, wav, _same_lens(wav, res))
+    return type(res)([_as_audio(o, wav, _same_lens(wav, o)) if isinstance(o, Tensor) else o for o in res])
+
+# %% ../nbs/00_audio.ipynb #415ef89b
 class AudioTensor(TensorBase):
-    "Waveform `(C,T)`, or batch `(B,C,T)`, in [-1,1] with its sample rate `sr` (Hz) and the valid `lens` (samples) where padded"
+    "Waveform `(C,T)`, or batch `(B,C,T)`, in [-1,1] with its sample rate `sr` (Hz) and valid samples `lens` (None: all)"
     sr,lens = None,None
+    def __new__(cls,
+        x, # Samples `(T,)`, `(C,T)` or `(B,C,T)`: a tensor, an array or a list
+        sr:int|None=None, # Sample rate in Hz (None: that of `x` if it has one)
+        lens=None, # Valid samples: an int for an item, a LongTensor `(B,)` for a batch, None if all are
+        **kwargs # More attributes
+    ):
+        meta = {**getattr(x, '__dict__', {}), **kwargs}
+        res = torch.as_subclass(x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=torch.float32), cls)
+        if sr is not None: meta['sr'] = int(sr)
+        if lens is not None: meta['lens'] = lens
+        res.__dict__ = meta
+        return res
+
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        _one_sr(args)
-        return super().__torch_function__(func, types, args, kwargs)
+        kwargs = kwargs or {}
+        wavs = _sounds(args) + (_sounds(kwargs.values()) if kwargs else [])
+        if len(wavs) > 1: _one_sr(wavs)
+        with torch._C.DisableTorchFunctionSubclass():
+            res = func(*args, **kwargs)
+            if func in _nowrap or not isinstance(res, (Tensor,tuple,list)) or isinstance(res, torch.Size): return res
+            return _rewrap(func, res, wavs, args, kwargs) if wavs else res
 
     def __getitem__(self, i):
         res = super().__getitem__(i)
-        j = i[0] if isinstance(i, tuple) else i
-        if torch.is_tensor(self.lens) and self.ndim==3 and j is not Ellipsis and j is not None: res.lens = self.lens[j]
+        if self.lens is not None and isinstance(res, AudioTensor): res.lens = _index_lens(self, i)
         return res
 
-    def clone(self, *, memory_format=torch.preserve_format):
-        "A copy that keeps `sr` and `lens`"
-        res = super().clone(memory_format=memory_format)
-        res.set_meta(self, as_copy=True)
+    def __iter__(self): return (self[i] for i in range(len(self)))
+    def __repr__(self): return super().__repr__() if self.sr is None else f'{super().__repr__()[:-1]}, sr={self.sr})'
+
+def _one_sr(wavs):
+    "`AudioError` if `wavs` differ in sample rate"
+    srs = {o.sr for o in wavs} - {None}
+    if len(srs)>1: raise AudioError(f"got sounds at {sorted(srs)} Hz in one operation, expected one rate: `resample` them first")
+
+# %% ../nbs/00_audio.ipynb #3f83fb6f
+def _keep_meta(name):
+    "The method `name` of fastai's `TensorBase`, keeping the rate"
+    f = getattr(TensorBase, name)
+    @wraps(f)
+    def _inner(self, *args, **kwargs):
+        res = f(self, *args, **kwargs)
+        res.__dict__ = {**self.__dict__, 'lens':_same_lens(self, res)}
         return res
+    return _inner
 
-    @property
-    def n_samples(self): return self.shape[-1]
-    @property
-    def n_channels(self): return self.shape[-2]
-    @property
-    def dur(self): return self.n_samples/self.sr
+for o in ('clone', 'new', 'new_empty', 'new_ones', 'new_tensor'): setattr(AudioTensor, o, _keep_meta(o))
+torch.serialization.add_safe_globals([AudioTensor])
 
-# %% ../nbs/00_audio.ipynb #a5b81f5e
-def resample(wav, sr):
-    "Resample `wav` to `sr`"
-    if wav.sr == sr: return wav
-    x = soxr.resample(wav.as_subclass(torch.Tensor).T.contiguous().numpy(), wav.sr, sr)
-    return AudioTensor(torch.from_numpy(np.ascontiguousarray(x.T)), sr=sr)
+# %% ../nbs/00_audio.ipynb #59a58a21
+@patch(as_prop=True)
+def n_samples(self:AudioTensor)->int:
+    "Samples along the time axis, padding included"
+    return self.shape[-1]
 
-def to_mono(wav):
-    "Mean of the channels"
+@patch(as_prop=True)
+def n_channels(self:AudioTensor)->int:
+    "Channels: 1 is mono, 2 is stereo"
+    return self.shape[-2] if self.ndim>1 else 1
+
+@patch(as_prop=True)
+def dur(self:AudioTensor)->float:
+    "Duration in s, padding included"
+    return self.n_samples/self.sr
+
+# %% ../nbs/00_audio.ipynb #7613c781
+def _need_sr(wav):
+    "`AudioError` unless `wav` is an `AudioTensor` that knows its rate"
+    if getattr(wav, 'sr', None) is not None: return wav
+    raise AudioError(f"got a {type(wav).__name__} without a sample rate, expected an AudioTensor: make one with `AudioTensor(x, sr=16000)`")
+
+def resample(
+    wav:AudioTensor, # Sound `(C,T)` or batch `(B,C,T)`
+    sr:int # Wanted sample rate in Hz
+)->AudioTensor: # `T*sr/wav.sr` samples, to the nearest one, and at least one
+    "Resample `wav` to `sr` with soxr's HQ filter, which removes what the new rate cannot hold"
+    sr = _check_sr(sr)
+    if _need_sr(wav).sr==sr: return wav
+    x = wav.detach().cpu().float().reshape(-1, wav.shape[-1]).numpy()
+    y = soxr.resample(np.ascontiguousarray(x.T), wav.sr, sr).T
+    if not y.shape[-1]: y = x[:,:1]
+    y = torch.from_numpy(np.ascontiguousarray(y)).reshape(*wav.shape[:-1], -1).to(wav.device, wav.dtype)
+    return AudioTensor(y, **{**wav.__dict__, 'sr':sr, 'lens':_scale_lens(wav.lens, sr/wav.sr, y.shape[-1])})
+
+def _scale_lens(lens, k, n):
+    "Valid samples at `k` times the rate, at most `n`"
+    if isinstance(lens, Tensor): return (lens*k + 0.5).long().clamp(min=1, max=n)
+    return None if lens is None else min(max(dur2n(lens, k), 1), n)
+
+# %% ../nbs/00_audio.ipynb #88d0db1d
+def to_mono(
+    wav:AudioTensor # Sound `(C,T)` or batch `(B,C,T)`
+)->AudioTensor: # `(1,T)` or `(B,1,T)`
+    "The mean of the channels"
     return wav if wav.shape[-2]==1 else wav.mean(-2, keepdim=True)
 
-def load_audio(src, sr=None, mono=True, sr_in=None, start=0., dur=None):
-    "Any sound as an `AudioTensor`"
-    if isinstance(src, AudioTensor): wav = src
-    elif isinstance(src, tuple): return load_audio(src[0], sr, mono, src[1])
-    elif isinstance(src, (str,Path)):
-        x,rate = sf.read(str(src), dtype='float32', always_2d=True)
-        wav = AudioTensor(torch.from_numpy(x.T.copy()), sr=rate)
-    else: wav = AudioTensor(torch.as_tensor(src).float().reshape(1,-1), sr=sr_in)
+# %% ../nbs/00_audio.ipynb #a085463a
+_full_scale = {torch.int8:2**7, torch.int16:2**15, torch.int32:2**31}
+_max_channels = 64
+
+def _to_float(x):
+    "Samples `x` as float32: signed integers divided by their full scale, uint8 centred on 128"
+    if x.dtype==torch.uint8: return (x.float()-128)/128
+    if x.dtype in _full_scale: return x.float()/_full_scale[x.dtype]
+    if x.is_floating_point(): return x.float()
+    raise AudioError(f"got {x.dtype} samples, expected floats in [-1,1], int8, int16, int32 or uint8: "
+        "convert them to the type that they were recorded in, e.g. `x.astype('int16')`")
+
+def _to_ct(x):
+    "Samples `(T,)`, `(C,T)` or `(T,C)` as `(C,T)`: the shorter axis is the channels, and of two equal ones the first"
+    if x.ndim==1: x = x[None]
+    if x.ndim!=2: raise AudioError(f"got an array of shape {tuple(x.shape)}, expected (T,), (C,T) or (T,C): pass one sound at a time")
+    if x.shape[0]>x.shape[1]>0: x = x.T
+    if x.shape[0]<=_max_channels: return x.contiguous()
+    raise AudioError(f"got an array of shape {tuple(x.shape)}, expected at most {_max_channels} channels along its shorter axis: is it a picture?")
+
+# %% ../nbs/00_audio.ipynb #7e2170ca
+def _check_samples(x, name='the sound'):
+    "`x` `(C,T)`; `AudioError` if it has no sample or one that is not a number; `AudioWarning` if it is far too loud"
+    if not x.numel(): raise AudioError(f"got no samples in {name}, expected at least one: was the recording stopped at once?")
+    peak = x.abs().max().item()
+    if not math.isfinite(peak):
+        bad = (~x.isfinite()).nonzero()
+        raise AudioError(f"got {len(bad)} NaN or infinite samples in {name} (first at {bad[0,-1]}), expected numbers: see `torch.nan_to_num`")
+    if peak>_too_loud: warnings.warn(f"{name} peaks at {peak:.0f}, expected floats in [-1,1]: if these are 16-bit values divide by 32768", AudioWarning, 3)
+    return x
+
+_too_loud = 16.
+
+def _from_array(x, sr):
+    "An `AudioTensor` from bare samples"
+    if sr is None: raise AudioError(f"got a {type(x).__name__} without a sample rate, expected `sr_in=`: a list of numbers does not know its rate")
+    try: x = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, ndmin=1))
+    except (TypeError,ValueError) as e: raise AudioError(f"got a {type(x).__name__} that is no list of samples ({e}), expected a path, bytes, a file, an array or a tensor") from None
+    return AudioTensor(_check_samples(_to_ct(_to_float(x)), 'the array'), sr=sr)
+
+# %% ../nbs/00_audio.ipynb #149d450d
+audio_extensions = '.wav','.flac','.ogg','.opus','.mp3','.aiff','.aif','.au'
+
+def _check_path(fn):
+    "`fn` as an existing file that is not empty, or an error that says what is near"
+    fn = Path(fn).expanduser()
+    if fn.is_dir(): raise AudioError(f"got the folder {fn}, expected a sound file: list its files with `get_audio_files`")
+    if not fn.is_file():
+        near = difflib.get_close_matches(fn.name, os.listdir(fn.parent) if fn.parent.is_dir() else [])
+        hint = f"did you mean {' or '.join(near)}?" if near else f"{'look into' if fn.parent.is_dir() else 'there is no folder'} {fn.parent}"
+        raise FileNotFoundError(f"got {fn}, expected an existing file: {hint}")
+    if not fn.stat().st_size: raise AudioError(f"got {fn}, which is empty (0 bytes), expected a sound file: copy or download it again")
+    return fn
+
+def _source(src):
+    "What libsndfile can open, and a name for messages"
+    if isinstance(src, (str,os.PathLike)): return str(fn := _check_path(src)),str(fn)
+    name = getattr(src, 'name', None) or f'the {type(src).__name__}'
+    if hasattr(src, 'read'):
+        if src.seekable(): src.seek(0)
+        else: src = src.read()
+    if isinstance(src, (bytes,bytearray,memoryview)): src = io.BytesIO(src)
+    if isinstance(src, io.TextIOBase): raise AudioError(f"got {name} opened as text, expected bytes: open it with mode 'rb'")
+    return src,str(name)
+
+# %% ../nbs/00_audio.ipynb #4cf7bbf6
+_says_more = re.compile(r'^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)', re.M)
+_streamed = 0x7f000000
+
+def _check_header(f, name):
+    "`AudioError` if the header of the open file `f` names more bytes than there are, unless it is a stream's (size unknown)"
+    m = _says_more.search(f.extra_info) if f.format in ('WAV','WAVEX','AIFF','AU') else None
+    if m and int(m[2]) < int(m[1]) < _streamed:
+        raise AudioError(f"got {name}, cut off: {m[2]} bytes of sound, expected the {m[1]} that its header names: copy or download it again")
+    _check_sr(f.samplerate)
+
+@contextmanager
+def _open(src):
+    "The open sound file `src` and its name; what libsndfile cannot read is an `AudioError`"
+    src,name = _source(src)
+    try:
+        with sf.SoundFile(src) as f:
+            _check_header(f, name)
+            yield f,name
+    except sf.LibsndfileError as e:
+        raise AudioError(f"got {name}, which is damaged or no sound ({e.error_string.strip(' .')}), expected one of "
+            f"{' '.join(audio_extensions)}: convert other formats, e.g. `ffmpeg -i sound.m4a sound.wav`") from None
+
+# %% ../nbs/00_audio.ipynb #f94ef6ec
+def _blocks(f, n, name, size=2**20):
+    "Up to `n` frames of the open file `f` as blocks `(T,C)`: a header that lies about its length allocates nothing"
+    want = n
+    while n>0:
+        x = f.read(min(n, size), dtype='float32', always_2d=True)
+        if not len(x): break
+        n -= len(x)
+        yield x
+    if n and f.format=='MP3': n = n if n > want/20 else 0
+    if n: raise AudioError(f"got {name}, cut off: {want-n} samples, expected the {want} that its header names: copy or download it again")
+
+def _skip(f, n, name):
+    "Move the open file `f` forward to sample `n`; mp3 has no exact index and is decoded up to there"
+    if n>=f.frames: raise AudioError(f"got start={n/f.samplerate:.3f} s in {name}, expected less than its {f.frames/f.samplerate:.3f} s")
+    if f.format!='MP3': f.seek(n)
+    else: any(False for _ in _blocks(f, n, name))
+
+def _from_file(src, start=0., dur=None):
+    "An `AudioTensor` with all channels of `dur` seconds of a file from `start`"
+    with _open(src) as (f,name):
+        if start: _skip(f, dur2n(start, f.samplerate), name)
+        n = f.frames-f.tell() if dur is None else min(dur2n(dur, f.samplerate), f.frames-f.tell())
+        xs = list(_blocks(f, n, name)) or [np.zeros((0,1), 'float32')]
+        x = torch.from_numpy(np.ascontiguousarray((xs[0] if len(xs)==1 else np.concatenate(xs)).T)) # (C,T)
+        return AudioTensor(_check_samples(x, name), sr=f.samplerate)
+
+# %% ../nbs/00_audio.ipynb #93827017
+def _is_file(src): return isinstance(src, (str,os.PathLike,bytes,bytearray,memoryview)) or hasattr(src, 'read')
+
+def _from_audio(wav, sr_in):
+    "The valid samples of the item `wav`"
+    if wav.ndim!=2: raise AudioError(f"got an AudioTensor of shape {tuple(wav.shape)}, expected one sound (C,T): index a batch first")
+    if wav.sr is None: wav = AudioTensor(wav, sr=sr_in)
+    _check_samples(_need_sr(wav))
+    return wav.trimmed()
+
+def _cut(wav, start, dur):
+    "`dur` seconds of `wav` from `start`"
+    if start>=wav.dur: raise AudioError(f"got start={start:.3f} s, expected less than the sound's {wav.dur:.3f} s")
+    i = dur2n(start, wav.sr)
+    return wav[:, i:] if dur is None else wav[:, i:i+dur2n(dur, wav.sr)]
+
+# %% ../nbs/00_audio.ipynb #9a52db08
+def _check_span(start, dur):
+    "`AudioError` unless the span begins at or after 0 s and lasts longer than 0 s"
+    if not start>=0: raise AudioError(f"got start={start}, expected 0 s or more: count from the beginning of the sound")
+    if dur is not None and not dur>0: raise AudioError(f"got dur={dur}, expected more than 0 s, or None for all of the sound")
+
+# %% ../nbs/00_audio.ipynb #7dd1da76
+def load_audio(
+    src, # Path, bytes, file object, array, tensor, list, `AudioTensor` or pair of array and rate (either order)
+    sr:int|None=None, # Wanted sample rate in Hz (None: keep)
+    mono:bool=True, # Mix the channels to one?
+    sr_in:int|None=None, # Sample rate in Hz of bare samples; files and `AudioTensor`s know theirs
+    start:float=0., # Where to begin, in s
+    dur:float|None=None # How much to take, in s (None: all; less if the sound ends before)
+)->AudioTensor: # `(C,T)` float32
+    "Any sound as an `AudioTensor`: integers to floats, channels first, mono, resampled; `AudioError` if it cannot be used"
+    sr,sr_in = _check_sr(sr),_check_sr(sr_in)
+    _check_span(start, dur)
+    if isinstance(src, tuple) and len(src)==2:
+        src,sr_in = src if np.ndim(src[1])==0 else src[::-1]
+        sr_in = _check_sr(sr_in)
+    if _is_file(src): wav = _from_file(src, start, dur)
+    else: wav = _from_audio(src, sr_in) if isinstance(src, AudioTensor) else _from_array(src, sr_in)
+    if sr_in not in (None,wav.sr): raise AudioError(f"got sr_in={sr_in} for a sound at {wav.sr} Hz: leave `sr_in` out, or ask for another rate with `sr`")
+    if not _is_file(src) and (start or dur is not None): wav = _check_samples(_cut(wav, start, dur))
     if mono: wav = to_mono(wav)
     return wav if sr is None else resample(wav, sr)
 
-# %% ../nbs/00_audio.ipynb #7c8b156a
-def pad_audio(wavs, n=None):
-    "Stack clips as a padded batch"
-    lens = torch.tensor([w.shape[-1] for w in wavs])
-    n = int(n or lens.max())
-    res = torch.stack([torch.nn.functional.pad(w, (0, n-w.shape[-1])) for w in wavs])
+# %% ../nbs/00_audio.ipynb #f33414bc
+class AudioInfo(NamedTuple):
+    "What a file's header says"
+    sr:int # Sample rate in Hz
+    n_samples:int # Samples in each channel
+    n_channels:int # Channels
+    dur:float # Duration in s
+    format:str # Container, e.g. WAV, FLAC, OGG, MP3
+
+def audio_info(
+    src # Path, bytes or file object
+)->AudioInfo: # `sr`, `n_samples`, `n_channels`, `dur`, `format`
+    "What the header of `src` says, without decoding it"
+    with _open(src) as (f,_): return AudioInfo(f.samplerate, f.frames, f.channels, f.frames/f.samplerate, f.format)
+
+# %% ../nbs/00_audio.ipynb #ce50ba24
+def _mono_blocks(src, sr):
+    "The sound file `src` as mono blocks `(T,)` at `sr`, resampled as they come; yields the rate first"
+    with _open(src) as (f,name):
+        out = f.samplerate if sr is None else sr
+        yield out
+        rs = None if out==f.samplerate else soxr.ResampleStream(f.samplerate, out, 1)
+        for x in _blocks(f, f.frames, name, 2**16):
+            x = _check_samples(torch.from_numpy(x.T).mean(0, keepdim=True), name)[0].numpy()
+            yield x if rs is None else rs.resample_chunk(x)
+        if rs: yield rs.resample_chunk(np.zeros(0, 'float32'), last=True)
+
+def _windows(blocks, win, hop):
+    "Windows of `win` samples every `hop` from `blocks`, and at the end a shorter one if samples are left that no window held"
+    buf,k = np.zeros(0, 'float32'),0
+    for x in blocks:
+        buf = np.concatenate([buf, x])
+        while len(buf)>=max(win, hop):
+            yield buf[:win]
+            buf,k = buf[hop:],k+1
+    if len(buf) > (max(win-hop, 0) if k else 0): yield buf[:win]
+
+def audio_windows(
+    src, # Path, bytes or file object; whatever else `load_audio` takes
+    win_dur:float, # Length of a window in s
+    hop_dur:float|None=None, # From one window's beginning to the next, in s (None: `win_dur`, no overlap)
+    sr:int|None=None # Wanted sample rate in Hz (None: keep)
+): # Generator of `AudioTensor (1,T)`; the last is padded with zeros, its `lens` says how much is sound
+    "Mono windows of a long sound, read and resampled in blocks: memory stays bounded whatever the length"
+    if not win_dur>0 or not (hop_dur is None or hop_dur>0): raise AudioError(f"got win_dur={win_dur}, hop_dur={hop_dur}, expected more than 0 s")
+    if _is_file(src): blocks = _mono_blocks(src, _check_sr(sr))
+    else: blocks = iter([(wav := load_audio(src, sr)).sr, wav[0].numpy()])
+    sr = next(blocks)
+    win = max(dur2n(win_dur, sr), 1)
+    for x in _windows(blocks, win, win if hop_dur is None else max(dur2n(hop_dur, sr), 1)):
+        yield AudioTensor(np.pad(x, (0,win-len(x)))[None], sr=sr, lens=len(x))
+
+# %% ../nbs/00_audio.ipynb #0fe74eb9
+def pad_audio(
+    wavs:list, # `AudioTensor`s `(C,T)` of one rate and number of channels
+    n:int|None=None # Samples in the batch (None: those of the longest)
+)->AudioTensor: # `(B,C,n)` with `lens`
+    "Stack sounds to a batch, with zeros after the short ones"
+    wavs = [_need_sr(o).trimmed() for o in wavs]
+    if not wavs: raise AudioError("got no sounds, expected a list of one or more AudioTensors")
+    _one_sr(wavs)
+    if len({o.shape[0] for o in wavs})>1: raise AudioError(f"got sounds of {[o.shape[0] for o in wavs]} channels, expected one number: use `to_mono`")
+    lens = torch.tensor([o.shape[-1] for o in wavs], device=wavs[0].device)
+    n = int(lens.max()) if n is None else n
+    if lens.max()>n: raise AudioError(f"got a sound of {lens.max()} samples for a batch of {n}, expected none longer: cut it with `fit_dur`")
+    res = wavs[0].new_zeros(len(wavs), wavs[0].shape[0], n)
+    for o,w in zip(res.as_subclass(Tensor), wavs): o[:, :w.shape[-1]] = w
     res.lens = lens
     return res
 
-# %% ../nbs/00_audio.ipynb #c4bf0b29
-audio_extensions = '.wav','.flac','.ogg','.mp3'
+@patch
+def trimmed(self:AudioTensor)->AudioTensor: # Item `(C,lens)`
+    "The valid samples of an item"
+    if isinstance(self.lens, Tensor): raise AudioError(f"got a batch {tuple(self.shape)}, expected an item: index it first")
+    res = self if self.lens is None else self[..., :self.lens]
+    return AudioTensor(res, **{**res.__dict__, 'lens':None})
 
-def get_audio_files(path, recurse=True, folders=None):
-    "Audio files in `path`"
-    from fastai.data.transforms import get_files
-    return get_files(path, extensions=audio_extensions, recurse=recurse, folders=folders)
+# %% ../nbs/00_audio.ipynb #566d8d5c
+_fit_modes,_pads = ('center','start','random'),('zeros','repeat')
+
+def fit_dur(
+    wav:AudioTensor, # Sound `(C,T)`, or batch `(B,C,T)`
+    dur:float, # Wanted duration in s
+    mode:str='center', # Which part of a longer sound: 'center', 'start' or 'random' (an own draw for each item)
+    pad:str='zeros' # A shorter sound is followed by 'zeros' (`lens` says where it ended) or by 'repeat's of itself
+)->AudioTensor: # `dur2n(dur, wav.sr)` samples
+    "Make `wav` exactly `dur` seconds long"
+    if mode not in _fit_modes or pad not in _pads: raise AudioError(f"got mode={mode!r}, pad={pad!r}, expected mode in {_fit_modes}, pad in {_pads}")
+    if wav.ndim==3: return pad_audio([fit_dur(o, dur, mode, pad) for o in wav], dur2n(dur, wav.sr))
+    wav,n = _need_sr(wav).trimmed(),dur2n(dur, wav.sr)
+    if n<1: raise AudioError(f"got dur={dur} s, expected at least one sample at {wav.sr} Hz")
+    over = wav.n_samples-n
+    if over<0 and pad=='repeat': return wav.repeat(1, -(-n//wav.n_samples))[:, :n]
+    if over<0: return pad_audio([wav], n)[0]
+    i = dict(center=over//2, start=0, random=int(torch.randint(over+1, ())) if mode=='random' else 0)[mode]
+    return wav[:, i:i+n]
+
+# %% ../nbs/00_audio.ipynb #049431ef
+def is_silent(
+    wav:AudioTensor, # Sound `(C,T)`
+    floor_db:float=-80., # Peaks below this many dB of full scale count as silence
+    warn:bool=False # Raise an `AudioWarning` if it is?
+)->bool: # True for digital silence and for little more
+    "Is there nothing to hear in `wav`?"
+    peak = wav.abs().max().item() if wav.numel() else 0.
+    res = peak < 10**(floor_db/20)
+    if res and warn: warnings.warn(f"got silence (peak {peak:.1e} of full scale): was the microphone muted?", AudioWarning, 2)
+    return res
+
+def _frame_db(wav, win, hop):
+    "Level of frames of `win` samples centred every `hop`, in dB below the loudest frame `(C,frames)`"
+    x = torch.nn.functional.pad(wav.as_subclass(Tensor), (win//2,win//2)).unfold(-1, win, hop) # (C,frames,win)
+    power = x.pow(2).mean(-1)
+    return 10*(power.clamp(min=1e-10)/power.max().clamp(min=1e-10)).log10()
+
+def trim_silence(
+    wav:AudioTensor, # Sound `(C,T)`
+    top_db:float=40., # Frames this many dB below the loudest count as silence
+    pad_ms:float=20. # Kept before and after what is loud, in ms
+)->AudioTensor: # `(C,T)`; silence comes back as it is
+    "Cut the silence before the first and after the last loud frame (25 ms frames every 5 ms)"
+    wav = _need_sr(wav).trimmed()
+    win,hop,pad = (max(dur2n(o/1000, wav.sr), 1) for o in (25,5,pad_ms))
+    loud = (_frame_db(wav, win, hop) > -top_db).any(0).nonzero()[:,0]
+    if is_silent(wav): return wav
+    return wav[:, max(loud[0].item()*hop-pad, 0):(loud[-1].item()+1)*hop+pad]
+
+# %% ../nbs/00_audio.ipynb #77cbe3a3
+_formats = dict(wav='WAV', flac='FLAC', ogg='OGG', opus='OGG', mp3='MP3', aiff='AIFF', aif='AIFF', au='AU')
+
+def _save_args(fn, subtype):
+    "Format and subtype for the suffix of `fn`"
+    fmt = _formats.get(fn.suffix[1:].lower())
+    if fmt is None: raise AudioError(f"got the file name {fn.name}, expected it to end in one of {' '.join(audio_extensions)}")
+    if subtype is None: subtype = 'OPUS' if fn.suffix.lower()=='.opus' else sf.default_subtype(fmt)
+    if not sf.check_format(fmt, subtype): raise AudioError(f"got subtype={subtype!r} for {fn.suffix}, expected one of {' '.join(sf.available_subtypes(fmt))}")
+    return dict(format=fmt, subtype=subtype)
+
+def save_audio(
+    wav:AudioTensor, # Sound `(C,T)` in [-1,1]; louder samples are clipped, with an `AudioWarning`
+    fn:str|Path, # File to write; its suffix says the format
+    subtype:str|None=None # Precision, e.g. 'PCM_24' or 'FLOAT' (None: 16 bit where the format has a choice)
+)->Path: # `fn`
+    "Write `wav` to `fn`: all of it or, after an error, nothing; a file that was there is replaced"
+    fn,wav = Path(fn).expanduser(),_check_samples(_need_sr(wav)).trimmed()
+    kw,tmp = _save_args(fn, subtype),fn.with_name(f'.{fn.name}.{uuid.uuid4().hex[:8]}.tmp')
+    if wav.ndim!=2: raise AudioError(f"got a sound of shape {tuple(wav.shape)}, expected (C,T)")
+    if not fn.parent.is_dir(): raise FileNotFoundError(f"got {fn}, expected its folder to exist: make {fn.parent} first")
+    peak = wav.abs().max().item()
+    if peak>1 and kw['subtype'] not in ('FLOAT','DOUBLE'): warnings.warn(f"clipped a sound that peaks at {peak:.2f} in {fn.name}, expected [-1,1]", AudioWarning, 2)
+    try:
+        sf.write(str(tmp), wav.detach().cpu().numpy().T, wav.sr, **kw)
+        os.replace(tmp, fn)
+    except (sf.LibsndfileError,OSError) as e: raise AudioError(f"cannot write {fn} at {wav.sr} Hz ({e}): choose another folder, format or rate") from None
+    finally: tmp.unlink(missing_ok=True)
+    return fn
+
+# %% ../nbs/00_audio.ipynb #e6fd9749
+def _envelope(x, n=4000):
+    "At most about `n` points `(time index, sample)` that draw the row `x` as all its samples would: smallest and largest of each bin"
+    k = -(-len(x)*2//n)
+    if k<3: return np.arange(len(x)),x
+    y = np.pad(x, (0,-len(x)%k), mode='edge').reshape(-1, k)
+    return np.repeat(np.arange(len(y))*k, 2),np.stack([y.min(1), y.max(1)], 1).ravel()
+
+@patch
+def show(self:AudioTensor,
+    ctx=None, # Axes to draw on (None: new ones)
+    title:str|None=None, # Title
+    figsize:tuple=(8,2), # Size of a new figure in inches
+    **kwargs # For `plot`
+): # The axes
+    "Draw an item against time in s, several channels below one another"
+    import matplotlib.pyplot as plt
+    if ctx is None: ctx = plt.subplots(figsize=figsize)[1]
+    xs = np.atleast_2d(self.trimmed().detach().cpu().float().numpy()) # (C,T)
+    gap = 2*np.abs(xs).max()
+    for i,x in enumerate(xs):
+        t,y = _envelope(x)
+        ctx.plot(t/(self.sr or 1), y-i*gap, **{'lw':0.7, **kwargs})
+    if len(xs)>1: ctx.set_yticks(-gap*np.arange(len(xs)), [f'channel {i}' for i in range(len(xs))])
+    ctx.set(xlabel='time (s)' if self.sr else 'sample', title=title or '')
+    ctx.margins(x=0)
+    return ctx
+
+# %% ../nbs/00_audio.ipynb #633685e5
+_hear_sr = 16000
+
+def _player(data, title):
+    "IPython's audio player for the wav `data`, under `title`"
+    from IPython.display import Audio
+    class Player(Audio):
+        def _repr_html_(self): return f'<div>{title}</div>{super()._repr_html_()}' if title else super()._repr_html_()
+    return Player(data=data)
+
+@patch
+def hear(self:AudioTensor,
+    max_dur:float=5., # Play at most this many s: the notebook stores all that it plays
+    title:str='' # Shown above the player
+): # IPython's `Audio`
+    "A small player: mono, 16 bit, at most 16 kHz and `max_dur` seconds; samples beyond [-1,1] are clipped"
+    wav = to_mono(load_audio(self if self.ndim>1 else self[None]))
+    if wav.dur>max_dur: title = f'{title} (first {max_dur:g} of {wav.dur:.1f} s)'.strip()
+    wav = resample(wav[:, :dur2n(max_dur, wav.sr)], min(wav.sr, _hear_sr))
+    buf = io.BytesIO()
+    sf.write(buf, wav[0].clamp(-1, 1).numpy(), wav.sr, format='WAV', subtype='PCM_16')
+    return _player(buf.getvalue(), title)
+
+# %% ../nbs/00_audio.ipynb #ed3aa3b6
+@patch(cls_method=True)
+def create(cls:AudioTensor, src, sr=None, **kwargs)->AudioTensor: # `(C,T)`
+    "`load_audio` with all channels"
+    return load_audio(src, sr, **{'mono':False, **kwargs})
+
+AudioTensor.resample,AudioTensor.mono,AudioTensor.save = resample,to_mono,save_audio
+
+# %% ../nbs/00_audio.ipynb #d25d4fdb
+def get_audio_files(
+    path:str|Path, # Folder
+    recurse:bool=True, # Look into its folders too?
+    folders:list|None=None # Names of the folders in `path` to look into (None: all)
+)->L: # Paths, sorted; hidden files and folders are left out
+    "Sound files in `path`, by their suffix (`audio_extensions`)"
+    path = Path(path).expanduser()
+    if not path.is_dir(): raise FileNotFoundError(f"got {path}, expected an existing folder with sound files: check its name")
+    res = []
+    for d,ds,fs in os.walk(path, followlinks=True):
+        top = Path(d)==path
+        ds[:] = [o for o in ds if recurse and o[0]!='.' and (not top or folders is None or o in folders) and not _loops(d, o)]
+        if not (top and folders): res += [Path(d)/o for o in fs if o[0]!='.' and Path(o).suffix.lower() in audio_extensions]
+    return L(sorted(res))
+
+def _loops(d, o):
+    "Is the folder `o` in `d` a link to `d` itself or to a folder around it?"
+    return Path(os.path.realpath(d)).is_relative_to(os.path.realpath(os.path.join(d, o)))
