@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['noise_colors', 'sample_at', 'AudioAug', 'WavAug', 'SpecAug', 'Gain', 'Polarity', 'Shift', 'color_noise', 'AddNoise',
            'SpeedPitch', 'TimeStretch', 'fft_filter', 'Reverb', 'RandomEQ', 'BandPass', 'Cutout', 'FreqMask',
-           'TimeMask', 'VTLP', 'SpecStretch', 'aug_tfms']
+           'TimeMask', 'VTLP', 'SpecStretch', 'aug_tfms', 'AudioMixUp', 'AudioCutMix']
 
 # %% ../nbs/03_augment.ipynb #d54d596f
 import math, warnings
@@ -15,7 +15,7 @@ from fastai.callback.mixup import MixHandler
 from fasttransform import DisplayedTransform
 from scipy.fft import next_fast_len
 
-from .audio import AudioTensor, AudioWarning, dur2n
+from .audio import AudioError, AudioTensor, AudioWarning, dur2n
 from .spectrogram import AudioSpectrogram, hz2mel, mel2hz
 
 # %% ../nbs/03_augment.ipynb #4f565210
@@ -26,10 +26,25 @@ def _pair(name, v, lo=-math.inf, hi=math.inf):
     if a < lo or b > hi: raise ValueError(f"got {name}={v}, expected values from {lo} to {hi}")
     return float(a),float(b)
 
+# %% ../nbs/03_augment.ipynb #d48d2619
 def _valid(n, T):
     "Where items of valid lengths `n` are sound and not padding: `(B,1,T)`"
     return torch.arange(T, device=n.device) < n.view(-1,1,1)
 
+def _items(x, ndim):
+    "`x` as a plain batch of `ndim` axes, and the valid lengths `(B,)`"
+    b = x.as_subclass(torch.Tensor).reshape(-1, *x.shape[1-ndim:])
+    n = b.shape[-1] if x.lens is None else x.lens
+    return b, torch.as_tensor(n, device=b.device).expand(len(b)).clamp(min=1)
+
+def _like(x, b, n=None):
+    "The plain batch `b` with the shape, type and attributes of `x`, and lengths `n` if they are new"
+    res = b.view(x.shape).as_subclass(type(x))
+    res.__dict__.update(x.__dict__)
+    if n is not None: res.lens = n if b.ndim==x.ndim else int(n)
+    return res
+
+# %% ../nbs/03_augment.ipynb #2d0feda8
 def sample_at(
     x:torch.Tensor, # Any signals, `(B,...,T)`
     pos:torch.Tensor # Fractional positions on the last axis, a row for each item, `(B,N)`
@@ -37,7 +52,7 @@ def sample_at(
     "Read `x` at fractional positions by straight lines between neighbours; 0 outside of `x`"
     T = x.shape[-1]
     pos = pos.view(len(x), *[1]*(x.ndim-2), -1)
-    i = pos.floor().long()
+    i = pos.long()
     a,b = [x.gather(-1, j.clamp(0,T-1).expand(*x.shape[:-1],-1)) for j in (i,i+1)]
     return torch.lerp(a, b, (pos-i).to(x.dtype)) * ((pos>=0) & (pos<=T-1))
 
@@ -79,44 +94,40 @@ class AudioAug(DisplayedTransform):
         raise NotImplementedError
 
     def _apply(self, x):
-        "Change the chosen items of a batch, or of an item, as a new tensor"
-        b = x.as_subclass(torch.Tensor).view(-1, *x.shape[1-self.ndim:])
-        n = torch.as_tensor(b.shape[-1] if x.lens is None else x.lens, device=b.device).expand(len(b))
+        "Change the chosen items of a batch, or an item, as a new tensor"
+        b,n = _items(x, self.ndim)
         i = (torch.rand(len(b)) < self.p).nonzero()[:,0].to(b.device)
         if not len(i): return x
         y = self.aug(b[i], n[i], x)
         y,n_i = y if self.new_lens else (y, n[i])
         m = _valid(n_i, b.shape[-1])
         b = b.index_copy(0, i, y * (m if y.ndim==3 else m[:,None]))
-        return self._like(x, b.view(x.shape), n.index_copy(0, i, n_i))
+        return _like(x, b, n.index_copy(0, i, n_i) if self.new_lens else None)
 
-    def _like(self, x, b, n):
-        "`b` with the type and attributes of `x`, and new lengths `n` where they change"
-        res = b.as_subclass(type(x))
-        res.set_meta(x, as_copy=True)
-        if self.new_lens: res.lens = n if x.ndim==self.ndim else int(n)
-        return res
+# %% ../nbs/03_augment.ipynb #041113fc
+def _unfit(tfm, x):
+    "Say that `x` is not for `tfm`, and pass it on"
+    warnings.warn(f"{type(tfm).__name__} got {type(x).__name__}, expected {tfm.wants}: left unchanged", AudioWarning)
+    return x
 
-    def _unfit(self, x):
-        warnings.warn(f"{type(self).__name__} got {type(x).__name__}, expected {self.wants}: left unchanged", AudioWarning)
-        return x
-
-# %% ../nbs/03_augment.ipynb #335f42ec
 class WavAug(AudioAug):
     "Base of augmentations of waveforms: `AudioTensor`, order 12, before `AudioToSpec`"
     order,wants = 12,'an AudioTensor (place it before AudioToSpec, order 20)'
-    def encodes(self, x:AudioTensor): return self._apply(x)
-    def encodes(self, x:AudioSpectrogram): return self._unfit(x)
+    def encodes(self, x:AudioTensor):
+        if x.sr is None: raise AudioError(f"{type(self).__name__} got a sound without a rate, expected an AudioTensor with its sr: AudioTensor(x, sr=16000)")
+        return self._apply(x)
+    def encodes(self, x:AudioSpectrogram): return _unfit(self, x)
 
 class SpecAug(AudioAug):
     "Base of augmentations of spectrograms: `AudioSpectrogram`, order 30, after `AudioToSpec`"
     order,ndim,wants = 30,4,'an AudioSpectrogram (place it after AudioToSpec, order 20)'
     def encodes(self, x:AudioSpectrogram): return self._apply(x)
-    def encodes(self, x:AudioTensor): return self._unfit(x)
+    def encodes(self, x:AudioTensor): return _unfit(self, x)
 
-# %% ../nbs/03_augment.ipynb #68f674d7
+# %% ../nbs/03_augment.ipynb #018fec1f
 class Gain(WavAug):
     "Make each item louder or softer"
+    order = 15
     def __init__(self,
         db:tuple=(-6.,6.), # (min,max) change in dB, or one number
         p:float=1. # Probability that an item is changed
@@ -171,6 +182,7 @@ def _power(x, n): return x.square().mean(1, keepdim=True).sum(-1, keepdim=True) 
 
 class AddNoise(WavAug):
     "Add noise of a random colour at a random signal-to-noise ratio; silence stays silent"
+    order = 14
     def __init__(self,
         snr:tuple=(5.,40.), # (min,max) signal-to-noise ratio in dB over the valid samples
         color:str='white', # Key of `noise_colors`, or a list to draw from
@@ -189,10 +201,14 @@ class AddNoise(WavAug):
         ratio = _power(x, n) / _power(z, n) / 10**(self.draw(x, self.snr)/10)
         return x + z*ratio.sqrt()
 
-# %% ../nbs/03_augment.ipynb #984a4342
+# %% ../nbs/03_augment.ipynb #915fa134
+def _ramp(x):
+    "0, 1, 2, ... along the last axis of `x`; double, as single precision blurs the positions of long clips"
+    return torch.arange(x.shape[-1], device=x.device, dtype=torch.float32 if x.device.type=='mps' else torch.float64)
+
 class SpeedPitch(WavAug):
     "Play each item faster and higher, or slower and lower, as Ko et al. (2015) for speech; cut or padded to the same `T`"
-    order,new_lens = 13,True
+    new_lens = True
     def __init__(self,
         factor:tuple=(0.9,1.1), # (min,max) speed: 2 is twice as fast and an octave up
         p:float=1. # Probability that an item is changed
@@ -206,13 +222,13 @@ class SpeedPitch(WavAug):
         X = torch.fft.rfft(x.float(), n=N)
         X = X * (torch.linspace(0, 1, X.shape[-1], device=x.device) * f <= 1)
         up = torch.fft.irfft(X, n=k*N)*k # (k,C,4N)
-        y = sample_at(up, torch.arange(T, device=x.device)*f[:,0]*k)
+        y = sample_at(up, _ramp(x)*f[:,0]*k)
         return y.to(x.dtype), (n/f[:,0,0]).round().long().clamp(1,T)
 
-# %% ../nbs/03_augment.ipynb #2ae7054c
+# %% ../nbs/03_augment.ipynb #f9b407aa
 class TimeStretch(WavAug):
     "Say each item faster or slower at the same pitch (phase vocoder, Flanagan & Golden 1966); cut or padded to the same `T`"
-    order,new_lens = 13,True
+    new_lens = True
     def __init__(self,
         rate:tuple=(0.9,1.1), # (min,max) speed: 2 lasts half as long
         win:float=0.032, # Window in s
@@ -227,8 +243,7 @@ class TimeStretch(WavAug):
         w = torch.hann_window(4*hop, device=x.device)
         S = torch.stft(x.flatten(0,1).float(), 4*hop, hop, window=w, pad_mode='constant', return_complex=True)
         S = S.view(k, C, *S.shape[1:]) # (k,C,F,M)
-        pos = torch.arange(math.ceil(S.shape[-1]/self.rate[0]), device=x.device)*r[:,0]
-        pos = pos[:,:S.shape[-1]]
+        pos = torch.arange(S.shape[-1], device=x.device)*r[:,0]
         step = torch.angle(S[...,1:]*S[...,:-1].conj()) # phase advance of a hop
         i = pos.long().clamp(max=step.shape[-1]-1).view(k,1,1,-1).expand(*S.shape[:-1],-1)
         phase = torch.cat([S[...,:1].angle(), step.gather(-1, i)[...,:-1]], -1).cumsum(-1)
@@ -250,7 +265,7 @@ def fft_filter(
 
 class Reverb(WavAug):
     "Put each item into a room of its own: convolve with decaying noise, at the same power; the tail is cut with the clip"
-    order = 14
+    order = 13
     def __init__(self,
         rt60:tuple=(0.1,0.6), # (min,max) reverberation time in s: the tail falls by 60 dB
         drr:tuple=(0.,15.), # (min,max) energy of the direct sound against the tail in dB
@@ -386,6 +401,7 @@ class VTLP(SpecAug):
         p:float=1. # Probability that an item is changed
     ):
         super().__init__(p)
+        if not 0<f_hi<1: raise ValueError(f"got f_hi={f_hi}, expected a part of f_max between 0 and 1")
         self.alpha,self.f_hi = _pair('alpha', alpha, 0.5, 2.),f_hi
 
     def aug(self, x, n, src):
@@ -417,14 +433,103 @@ def aug_tfms(
     noise:bool=True, # Add noise, of any colour, to half of the clips
     speed:bool=True, # Change speed and pitch
     vtlp:bool=True, # Warp the frequency axis
-    masks:bool=True # SpecAugment masks
+    masks:bool=True, # SpecAugment masks
+    room:bool=False # Reverberation, for microphones that are not near the mouth
 )->list: # Batch transforms, for `batch_tfms`
     "A good default for short clips of speech: waveform transforms first, then those of spectrograms"
     s = strength
     if s<0: raise ValueError(f"got strength={s}, expected 0 or more")
     res = [Gain((-6*s,6*s)), Shift((-0.05*s,0.05*s)), RandomEQ((-6*s,6*s), p=min(1,0.5*s))]
     if speed: res.append(SpeedPitch((1/(1+0.12*s),1+0.12*s)))
+    if room: res.append(Reverb(p=min(1,0.5*s)))
     if noise: res.append(AddNoise((30-20*s,40), list(noise_colors), p=min(1,0.5*s)))
     if vtlp: res.append(VTLP((1/(1+0.12*s),1+0.12*s)))
     if masks: res += [FreqMask(min(1,0.15*s)), TimeMask(min(1,0.15*s))]
     return res
+
+# %% ../nbs/03_augment.ipynb #28290231
+class _Mixer(DisplayedTransform):
+    "Batch transform that mixes a batch with itself, and remembers how in `perm` and `lam`"
+    split_idx,lam = 0,None
+    def __init__(self, mix, distrib, on):
+        super().__init__(order=dict(wav=19, spec=31)[on])
+        self.mix,self.distrib,self.on = mix,distrib,on
+
+    def _apply(self, x, ndim):
+        b,n = _items(x, ndim)
+        lam = self.distrib.sample((len(b),)).view(-1).to(b.device)
+        self.perm = torch.randperm(len(b), device=b.device)
+        y,n,self.lam = self.mix(b, b[self.perm], n, n[self.perm], lam)
+        return _like(x, y, None if x.lens is None else n)
+
+    def encodes(self, x:AudioTensor): return self._apply(x, 3) if self.on=='wav' else x
+    def encodes(self, x:AudioSpectrogram): return self._apply(x, 4) if self.on=='spec' else x
+
+# %% ../nbs/03_augment.ipynb #4d9b9591
+class AudioMixUp(MixHandler):
+    "Train on weighted sums of two clips and of their losses (mixup, Zhang et al. 2018)"
+    def __init__(self,
+        alpha:float=0.4, # Of the `Beta(alpha,alpha)` that weights are drawn from: larger mixes more evenly
+        on:str='wav' # Mix the waveforms ('wav'), or the spectrograms ('spec')
+    ):
+        if on not in ('wav','spec'): raise ValueError(f"got on={on!r}, expected 'wav' or 'spec'")
+        if alpha<=0: raise ValueError(f"got alpha={alpha}, expected a number above 0")
+        super().__init__(alpha)
+        self.mixer = _Mixer(self.mix, self.distrib, on)
+
+    def mix(self,
+        x:torch.Tensor, # Batch `(B,C,T)` or `(B,C,F,T)`
+        o:torch.Tensor, # The partner of each item, same shape
+        n:torch.Tensor, # Valid lengths of `x`, `(B,)`
+        m:torch.Tensor, # Valid lengths of `o`, `(B,)`
+        lam:torch.Tensor # A draw from Beta for each item, `(B,)`
+    )->tuple: # (mixed batch, its valid lengths, weight of `x`'s own labels)
+        "Weighted sum, as long as the longer; an item keeps the larger weight in its own place"
+        lam = torch.maximum(lam, 1-lam)
+        return torch.lerp(o, x, lam.view(-1, *[1]*(x.ndim-1))), torch.maximum(n, m), lam
+
+    def _others(self):
+        self.pipe = self.dls.train.after_batch
+        return self.pipe.fs.filter(lambda t: t is not self.mixer)
+
+    def before_train(self):
+        "Put the mixer into the training batches' pipeline"
+        super().before_train()
+        self.mixer.lam = None
+        self.pipe.fs = (self._others() + [self.mixer]).sorted('order')
+
+    def after_train(self):
+        "Take the mixer out again"
+        super().after_train()
+        self.pipe.fs = self._others()
+
+    def before_batch(self):
+        "Give the loss what the mixer drew"
+        t = self.mixer
+        if t.lam is None: raise ValueError(f"{type(self).__name__} met nothing to mix, expected batches of AudioTensor with on='wav', of AudioSpectrogram with on='spec' (got on={t.on!r})")
+        self.lam,t.lam = t.lam.to(self.y.device),None
+        self.yb1 = tuple(o[t.perm.to(o.device)] for o in self.yb)
+        if not self.stack_y: self.learn.yb = tuple(torch.lerp(a, b, self.lam.view(-1, *[1]*(b.ndim-1))) for a,b in zip(self.yb1, self.yb))
+
+# %% ../nbs/03_augment.ipynb #53c4c22c
+class AudioCutMix(AudioMixUp):
+    "Train on clips with a stretch of another clip pasted in, the loss shared by length (CutMix, Yun et al. 2019)"
+    def __init__(self,
+        alpha:float=1., # Of the `Beta(alpha,alpha)` that lengths are drawn from
+        on:str='wav' # Cut the waveforms ('wav'), or the spectrograms ('spec')
+    ): super().__init__(alpha, on)
+
+    def mix(self,
+        x:torch.Tensor, # Batch `(B,C,T)` or `(B,C,F,T)`
+        o:torch.Tensor, # The partner of each item, same shape
+        n:torch.Tensor, # Valid lengths of `x`, `(B,)`
+        m:torch.Tensor, # Valid lengths of `o`, `(B,)`
+        lam:torch.Tensor # A draw from Beta for each item, `(B,)`
+    )->tuple: # (mixed batch, valid lengths, weight of `x`'s own labels)
+        "`x` with a stretch of `o` in it"
+        k = torch.minimum(n, m)
+        w = ((1-lam)*k).floor()
+        a = (torch.rand_like(w)*(k-w+1)).floor().clamp(max=k-w)
+        t = torch.arange(x.shape[-1], device=x.device)
+        cut = ((t>=a[:,None]) & (t<(a+w)[:,None])).view(len(x), *[1]*(x.ndim-2), -1)
+        return torch.where(cut, o, x), n, 1-w/n
