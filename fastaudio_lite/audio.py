@@ -281,7 +281,20 @@ def _check_header(f, name):
     m = _says_more.search(f.extra_info) if f.format in ('WAV','WAVEX','AIFF','AU') else None
     if m and int(m[2]) < int(m[1]) < _streamed:
         raise AudioError(f"got {name}, cut off: {m[2]} bytes of sound, expected the {m[1]} that its header names: copy or download it again")
+    if f.format=='OGG' and not _ogg_ends(f.name):
+        raise AudioError(f"got {name}, cut off: its end mark is missing: copy or download it again, or re-encode what is there with `ffmpeg`")
     _check_sr(f.samplerate)
+
+def _ogg_ends(src, n=2**17):
+    "Does the ogg file `src` end in a whole page with the end mark? (RFC 3533, section 6)"
+    f = open(src, 'rb') if isinstance(src, str) else src
+    at = f.tell()
+    f.seek(-min(n, f.seek(0, 2)), 2)
+    tail = f.read()
+    f.close() if isinstance(src, str) else f.seek(at)
+    page = tail[tail.rfind(b'OggS'):]
+    size = 27 + sum(page[26:27]) + sum(page[27:27+sum(page[26:27])])
+    return bool(sum(page[5:6]) & 4) and size<=len(page)
 
 @contextmanager
 def _open(src):
@@ -308,9 +321,9 @@ def _blocks(f, n, name, size=2**20):
     if n: raise AudioError(f"got {name}, cut off: {want-n} samples, expected the {want} that its header names: copy or download it again")
 
 def _skip(f, n, name):
-    "Move the open file `f` forward to sample `n`; mp3 has no exact index and is decoded up to there"
+    "Move the open file `f` to sample `n`; mp3 and ogg are decoded up to there, as their seeks may miss by a page"
     if n>=f.frames: raise AudioError(f"got start={n/f.samplerate:.3f} s in {name}, expected less than its {f.frames/f.samplerate:.3f} s")
-    if f.format!='MP3': f.seek(n)
+    if f.format not in ('MP3','OGG'): f.seek(n)
     else: any(False for _ in _blocks(f, n, name))
 
 def _from_file(src, start=0., dur=None):
@@ -488,7 +501,7 @@ def trim_silence(
 )->AudioTensor: # `(C,T)`; silence comes back as it is
     "Cut the silence before the first and after the last loud frame (25 ms frames every 5 ms)"
     wav = _need_sr(wav).trimmed()
-    win,hop,pad = (max(dur2n(o/1000, wav.sr), 1) for o in (25,5,pad_ms))
+    win,hop,pad = (dur2n(o/1000, wav.sr) for o in (25,5,pad_ms))
     loud = (_frame_db(wav, win, hop) > -top_db).any(0).nonzero()[:,0]
     if is_silent(wav): return wav
     return wav[:, max(loud[0].item()*hop-pad, 0):(loud[-1].item()+1)*hop+pad]
