@@ -237,8 +237,9 @@ def unpack(
             if not plain: raise DataError(f"the archive's member {name!r} is a link or device, expected plain files: nothing of it was kept")
             fn = _inside(name, Path(dest), strip)
             if fn and not is_dir: limit -= _copy(opn, fn, limit)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError) as e:
-        raise DataError(f"the archive is damaged ({e}): get it again") from e
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError, OSError) as e:
+        if getattr(e, 'errno', None): raise # The disk, not the archive
+        raise DataError(f"the archive is damaged, or neither zip nor tar ({str(e).partition(':')[0]}): get it again") from e
 
 # %% ../nbs/01_datasets.ipynb #7a99da33
 def _ask(url, start):
