@@ -1,0 +1,7 @@
+"Everything that a lesson needs: `from fastaudio_lite.all import *`"
+from .audio import *
+from .datasets import *
+from .spectrogram import *
+from .augment import *
+from .data import *
+from .classifier import *
