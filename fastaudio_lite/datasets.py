@@ -190,9 +190,9 @@ def verify_data(
 
 def _verify(ds, path):
     files = ds.paths(path)
-    if len(files)!=ds.n_files: raise DataError(f"{ds.name} has {len(files)} files {ds.files}, expected {ds.n_files}: delete it and get it again")
+    if len(files)!=ds.n_files: raise DataError(f"{ds.name} has {len(files)} files {ds.files}, expected {ds.n_files}: it is incomplete or changed, delete it and get it again")
     if ds.checksum and (got := digest(files, path))!=ds.checksum:
-        raise DataError(f"{ds.name} has checksum {got[:12]}, expected {ds.checksum[:12]}: its files were changed or damaged, get it again")
+        raise DataError(f"{ds.name} has checksum {got[:12]}, expected {ds.checksum[:12]}: its files were changed or damaged, delete it and get it again")
     return path
 
 # %% ../nbs/01_datasets.ipynb #e01c2fad
@@ -312,10 +312,11 @@ def _install(ds, part, target):
         if ds.archive_sha and (got := sha256(part))!=ds.archive_sha:
             raise DataError(f"{ds.name}'s archive has checksum {got[:12]}, expected {ds.archive_sha[:12]}: get it again")
         unpack(part, tmp/'new', ds.strip, 10*ds.size+10**8)
-        os.replace(_verify(ds, tmp/'new'), target)
-        part.unlink()
+        _verify(ds, tmp/'new')
+        if not target.exists(): os.replace(tmp/'new', target) # Another process may have been faster
+        part.unlink(missing_ok=True)
     except DataError:
-        part.unlink()
+        part.unlink(missing_ok=True)
         raise
     finally: shutil.rmtree(tmp, ignore_errors=True)
 

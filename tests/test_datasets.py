@@ -227,6 +227,23 @@ def test_unwritable_folder(root, monkeypatch):
     monkeypatch.setattr(Path, 'mkdir', denied)
     with says('cannot write', 'Permission denied', 'data_path'): get_data('toy')
 
+def test_unreadable_folder(root, monkeypatch):
+    real = Path.exists
+    def denied(self, **kwargs):
+        if self==root/'toy': raise PermissionError(errno.EACCES, 'Permission denied')
+        return real(self, **kwargs)
+    monkeypatch.setattr(Path, 'exists', denied)
+    with says('Permission denied', 'data_path'): get_data('toy')
+
+def test_somebody_else_was_faster(root, monkeypatch):
+    real = datasets._verify
+    def slow(ds, path):
+        (root/'toy').mkdir()
+        (root/'toy'/'0.wav').write_bytes(b'theirs')
+        return real(ds, path)
+    monkeypatch.setattr(datasets, '_verify', slow)
+    assert get_data('toy')==root/'toy' and left(root)==['toy'] and (root/'toy'/'0.wav').read_bytes()==b'theirs'
+
 def test_folder_without_sounds_is_not_overwritten(root, server):
     (root/'toy').mkdir(parents=True)
     (root/'toy'/'notes.txt').write_text('mine')
