@@ -1,0 +1,176 @@
+"The repository itself: notebooks, modules and README in step, sizes, style figures, documentation, what an import costs"
+import ast, importlib, inspect, json, re, runpy, statistics, subprocess, sys
+
+import pytest
+from chkstyle.core import ignored_line_len_token_spans, line_len_without_spans
+from fastcore.docments import docments
+
+import fastaudio_lite
+from sync import diffs, root
+
+nbs = sorted((root/'nbs').glob('*.ipynb'))
+lessons = [o for o in nbs if o.name[0].isdigit()]
+lib = root/'fastaudio_lite'
+modules = sorted(o for o in lib.rglob('*.py') if o.name[0]!='_')
+exported = [o for o in modules if o.name!='all.py']
+def _id(o): return str(o.relative_to(root))
+each_nb,each_lesson = [pytest.mark.parametrize('fn', o, ids=_id) for o in (nbs, lessons)]
+each_module,each_exported = [pytest.mark.parametrize('fn', o, ids=_id) for o in (modules, exported)]
+
+def _cells(fn, kind=None): return [c for c in json.loads(fn.read_text(encoding='utf-8'))['cells'] if kind in (None, c['cell_type'])]
+def _source(c): return ''.join(c['source'])
+
+# Notebooks
+def test_in_step(): assert diffs()==[]
+
+@each_nb
+def test_ids(fn):
+    "An id for each cell, once; an exported module names its cells by them, in order"
+    ids = [c['id'] for c in _cells(fn)]
+    assert len(set(ids))==len(ids)
+    out = [o for o in exported if f'/{fn.name}.' in o.read_text(encoding='utf-8')]
+    for mod in out:
+        marks = re.findall(rf'^# %% .*/{fn.name} #(\S+)$', mod.read_text(encoding='utf-8'), re.M)
+        assert marks==[o for o in ids if o in set(marks)]
+
+@each_nb
+def test_size(fn): assert fn.stat().st_size < 1_000_000
+
+@each_lesson
+def test_players(fn): assert sum(json.dumps(c['outputs']).count('<audio') for c in _cells(fn, 'code')) <= 6
+
+@each_lesson
+def test_outputs(fn):
+    "A lesson is committed as it ran: with pictures, and without errors"
+    outs = [o for c in _cells(fn, 'code') for o in c['outputs']]
+    assert any('image/png' in o.get('data', {}) for o in outs), 'no picture: run the notebook and save it'
+    assert not [o for o in outs if o['output_type']=='error']
+
+@each_lesson
+def test_first_lines(fn):
+    "Title, purpose and facts, which the README's table is drawn from"
+    text = '\n\n'.join(map(_source, _cells(fn, 'markdown')[:3]))
+    assert re.match('# .+\n\n> .+', text)
+    assert re.search(r'^\*\*CPU time\*\*: [\d-]+ \w+ on 2 cores.* · \*\*download\*\*: .+ · \*\*assumes\*\*: .+', text, re.M)
+
+@each_nb
+def test_links(fn):
+    "Files that a page links to are there"
+    links = re.findall(r'\]\(([^)\s#]+)', '\n'.join(map(_source, _cells(fn, 'markdown'))))
+    assert not [o for o in links if not re.match('https?:', o) and not (fn.parent/o).exists()]
+
+# Style
+def _width(path, text):
+    "Lines of code over 120, words in strings and comments not counted, as `chkstyle` does it"
+    lines = text.splitlines()
+    spans = ignored_line_len_token_spans(text, lines)
+    return [f'{path}:{i}' for i,o in enumerate(lines, 1) if line_len_without_spans(o, spans.get(i, []))>120]
+
+def test_width():
+    wide = [o for fn in modules for o in _width(_id(fn), fn.read_text(encoding='utf-8'))]
+    cells = [(f"{_id(fn)}#{c['id']}", _source(c)) for fn in nbs for c in _cells(fn, 'code')]
+    assert wide + [o for name,src in cells if src[:1] not in '%!' for o in _width(name, src)] == []
+
+def _body(f):
+    "Lines of the body of `f`, docstring not counted"
+    body = f.body[1:] if ast.get_docstring(f) is not None else f.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+def test_function_lengths():
+    funcs = [(fn.name, f) for fn in exported for f in ast.walk(ast.parse(fn.read_text(encoding='utf-8')))
+        if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    lens = sorted(_body(f) for _,f in funcs)
+    assert [f'{m}:{f.name}' for m,f in funcs if _body(f)>40] == []
+    assert statistics.median(lens) <= 5
+    assert sum(o<=15 for o in lens) >= 0.9*len(lens)
+
+# Documentation
+def _public(fn):
+    mod = importlib.import_module('.'.join(fn.relative_to(root).with_suffix('').parts))
+    return {o:getattr(mod, o) for o in mod.__all__}
+
+def _init(cls):
+    "What documents the arguments of `cls`, if it takes any of its own"
+    if hasattr(cls, '__dataclass_fields__'): return cls
+    return next((vars(cls)[o] for o in ('__init__', '__new__') if inspect.isfunction(vars(cls).get(o))), None)
+
+def _is_dispatch(f): return hasattr(f, 'methods')  # plum's: fastai calls it, by type
+
+def _undocumented(name, f, ret=True):
+    doc = docments(f, full=True, returns=True)
+    params = [p for p in doc if p not in ('self', 'cls', 'args', 'kwargs', 'return') and not doc[p].docment]
+    lacks = ret and 'return' in doc and not doc['return'].docment and doc['return'].anno is not inspect.Signature.empty
+    return [f'{name}({p})' for p in params] + [f'{name}->']*bool(lacks)
+
+@each_exported
+def test_documented(fn):
+    "Public names have a docstring, their parameters and returns a docment"
+    bad = []
+    for name,o in _public(fn).items():
+        if not callable(o) or _is_dispatch(o): continue
+        if not inspect.getdoc(o): bad.append(name)
+        if inspect.isclass(o): bad += _undocumented(name, i, ret=False) if (i := _init(o)) else []
+        else: bad += _undocumented(name, o)
+    assert bad==[]
+
+def test_imports_declared():
+    "Modules import what pyproject.toml lists, or what fastai brings"
+    known = set('fastai torch soundfile soxr safetensors librosa matplotlib timm fastaudio_lite'.split())
+    brought = set('fastcore fasttransform plum numpy scipy pandas torchvision sklearn PIL IPython fastprogress packaging yaml'.split())
+    trees = [ast.parse(fn.read_text(encoding='utf-8')) for fn in modules]
+    names = {a.name for t in trees for o in ast.walk(t) if isinstance(o, ast.Import) for a in o.names}
+    names |= {o.module for t in trees for o in ast.walk(t) if isinstance(o, ast.ImportFrom) and not o.level}
+    assert {o.split('.')[0] for o in names} - known - brought - set(sys.stdlib_module_names) == set()
+
+# README
+def test_readme():
+    "README.md is what results/readme.py draws, tables included"
+    r = runpy.run_path(str(root/'results'/'readme.py'))
+    text = r['readme'](r['index']())
+    assert (root/'README.md').read_text(encoding='utf-8')==text
+    for fn in lessons: assert f'(nbs/{fn.name})' in text
+
+@pytest.mark.parametrize('fn', sorted((root/'results').glob('*.json')), ids=_id)
+def test_results(fn):
+    "A figure says how it was made"
+    d = json.loads(fn.read_text(encoding='utf-8'))
+    for k in 'name metric value seeds split seconds machine command date version'.split(): assert d.get(k) not in (None, ''), k
+    assert d['name']==fn.stem
+
+# What does not belong into a public repository
+_text = '.py .ipynb .md .toml .txt .ini .yml .json .csv'.split()
+_dirs = ['nbs', 'fastaudio_lite', 'tests', 'results', 'data', '.ci', '.github']
+
+def _committed():
+    files = [*root.iterdir(), *(o for d in _dirs for o in (root/d).rglob('*') if '.ipynb_checkpoints' not in o.parts)]
+    return [o for o in files if o.is_file() and (o.suffix in _text or o.name in ('Makefile', 'run', 'LICENSE'))]
+
+def test_no_local_paths():
+    "No path of the machine that a page was made on"
+    pat = re.compile(r'(?<![\w.~+/-])/(work|root|tmp|farm|home|Users|var/folders)/\w[^\s"\')]*')
+    found = [f'{_id(fn)}: {m[0]}' for fn in _committed() for m in pat.finditer(fn.read_text(encoding='utf-8'))]
+    assert found==[]
+
+def test_no_large_files(): assert [_id(o) for o in _committed() if o.stat().st_size > 1_000_000] == []
+
+# What an import costs
+def _loads(code, *names):
+    "Which of the modules `names` does `code` load, in a fresh Python?"
+    code = f'import sys\n{code}\nprint(*[o for o in {names!r} if o in sys.modules], file=sys.stderr)'
+    res = subprocess.run([sys.executable, '-c', code], cwd=root, text=True, capture_output=True)
+    assert res.returncode==0, res.stderr
+    return res.stderr.split()
+
+def test_import_package(): assert _loads('import fastaudio_lite', 'torch', 'numpy', 'fastai', 'fastcore', 'matplotlib')==[]
+
+def test_import_audio(): assert not _loads('import fastaudio_lite.audio', 'fastai.vision', 'torchvision', 'torchaudio', 'librosa')
+
+def test_import_datasets(): assert _loads('import fastaudio_lite.datasets', 'torch', 'fastai', 'numpy', 'pandas', 'requests')==[]
+
+@pytest.mark.skipif(not (lib/'cli.py').exists(), reason='no cli yet')
+def test_help_loads_no_torch():
+    "So that `fastaudio-lite --help` answers in under a second"
+    code = 'sys.argv = ["fastaudio-lite", "--help"]\nfrom fastaudio_lite.cli import main\ntry: main()\nexcept SystemExit: pass'
+    assert _loads(code, 'torch', 'fastai', 'numpy', 'matplotlib', 'IPython')==[]
+
+def test_version(): assert re.fullmatch(r'\d+\.\d+\.\d+', fastaudio_lite.__version__)
