@@ -1,0 +1,89 @@
+"Draw the tables of lessons and results into nbs/index.ipynb, and README.md from it"
+import json, re
+from pathlib import Path
+from posixpath import normpath
+
+root = Path(__file__).resolve().parent.parent
+nbs = root/'nbs'
+
+# What a benchmark is called, and what others reach on the same data and split. Where a figure is from: nbs/32_benchmark.ipynb
+fsdd = ('Spoken digits: FSDD, its official test takes, accuracy in %',
+    'wavelet scattering + logistic regression (kymatio) 98.0; hidden Markov models, 6 states of 3 Gaussians (measured here) 97.3')
+frontend = ('Log-mel features, time against torchaudio (1.0), lower is faster',
+    'asrfront (C) 0.11-0.26; librosa 0.78-3.9; nnAudio 1.2-2.5; kaldi-native-fbank 3.0-7.5')
+benchmarks = {'fsdd-official': fsdd, 'frontend': frontend}
+
+def _row(*cols): return f"| {' | '.join(map(str, cols))} |"
+def _table(head, rows): return '\n'.join([_row(*head), _row(*['---']*len(head)), *[_row(*o) for o in rows]])
+def _source(cell): return ''.join(cell['source'])
+def _cells(nb, kind): return [_source(c) for c in nb['cells'] if c['cell_type']==kind]
+def _search(pat, text):
+    m = re.search(pat, text, re.M)
+    return m[1] if m else ''
+
+def lesson(fn):
+    "Number, linked title, purpose, module, time and download of the notebook `fn`, as its own first lines say"
+    nb = json.loads(fn.read_text(encoding='utf-8'))
+    text,code = ['\n\n'.join(_cells(nb, o)) for o in ('markdown', 'code')]
+    facts = dict(re.findall(r'\*\*([^*]+)\*\*: (.*?)(?: · |$)', _search(r'^(\*\*CPU time\*\*: .*)', text)))
+    time,download = facts.get('CPU time', '').replace(' on 2 cores', ''),re.sub(r' \(.*', '', facts.get('download', ''))
+    title,module = _search(r'^# (.*)', text),_search(r'^#\| default_exp (\S+)', code)
+    return fn.name[:2], f'[{title}]({fn.name})', _search(r'^> (.*?)\.?$', text), module and f'`{module}`', time, download
+
+def lessons():
+    "The table of lessons"
+    return _table(['', 'lesson', 'what it is about', 'module', 'time, 2 cores', 'download'],
+        [lesson(o) for o in sorted(nbs.glob('[0-9]*.ipynb'))])
+
+def figure(d):
+    "Value and spread of one result, accuracies in percent"
+    k = 100 if d['metric']=='accuracy' and d['value']<=1 else 1
+    return f"**{round(d['value']*k, 2):g}**" + (f" ± {round(d['sd']*k, 2):g}" if d.get('sd') else '')
+
+def _seeds(d):
+    n = len(d['seeds']) if isinstance(d.get('seeds'), list) else d.get('seeds')
+    return f'{n} seeds' if n and n>1 else ''
+
+def result(name):
+    "One row of the table of results"
+    title,peers = benchmarks[name]
+    fn = root/'results'/f'{name}.json'
+    if not fn.exists(): return title, 'not measured yet', peers, ''
+    d = json.loads(fn.read_text(encoding='utf-8'))
+    how = [_seeds(d), f"{d['seconds']:.0f} s", d.get('machine'), f"`{d['command']}`"]
+    return title, figure(d), peers, ', '.join(o for o in how if o)
+
+def results():
+    "The table of results"
+    return _table(['benchmark', 'ours', 'others', 'how'], [result(o) for o in benchmarks])
+
+def fill(text):
+    "`text` with the tables drawn between their marks"
+    for f in (lessons, results):
+        m = f.__name__
+        text = re.sub(f'(<!-- {m} -->\n).*?(<!-- /{m} -->)', lambda o: f'{o[1]}\n{f()}\n\n{o[2]}', text, flags=re.S)
+    return text
+
+def index():
+    "nbs/index.ipynb with its tables drawn"
+    nb = json.loads((nbs/'index.ipynb').read_text(encoding='utf-8'))
+    for c in nb['cells']:
+        if c['cell_type']=='markdown': c['source'] = fill(_source(c)).splitlines(True)
+    return nb
+
+def _link(m): return m[0] if re.match('https?:|#', m[1]) else f"]({normpath(f'nbs/{m[1]}')})"
+def _markdown(cell): return _source(cell) if cell['cell_type']=='markdown' else f'```python\n{_source(cell)}\n```'
+
+def readme(nb):
+    "README.md of the index `nb`: its cells, with links that start at the root"
+    note = '<!-- Made from nbs/index.ipynb by make sync: change it there -->\n\n'
+    return note + re.sub(r'\]\(([^)\s]+)\)', _link, '\n\n'.join(map(_markdown, nb['cells']))) + '\n'
+
+def dumps(nb):
+    "`nb` as nbdev writes it"
+    return json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
+
+if __name__=='__main__':
+    nb = index()
+    (nbs/'index.ipynb').write_text(dumps(nb), encoding='utf-8')
+    (root/'README.md').write_text(readme(nb), encoding='utf-8')
