@@ -202,7 +202,7 @@ def test_round_trip_within_quantisation(tmp_path, f, n, c, sr, s):
     g = torch.Generator().manual_seed(s)
     w = AudioTensor(torch.rand(c, n, generator=g)*2-1, sr=sr)
     res = AudioTensor.create(save_audio(w, tmp_path/f'a.{ext}', subtype))
-    assert res.sr==sr and res.shape==w.shape and (res-w).abs().max() <= 2/2**(bits-1)
+    assert res.sr==sr and res.shape==w.shape and (res-w).abs().max() <= 1/2**(bits-1)
     assert torch.equal(AudioTensor.create(save_audio(res, tmp_path/f'b.{ext}', subtype)), res) # saved again, nothing changes
 
 @few
@@ -248,8 +248,8 @@ def test_folder_empty_and_text(tmp_path):
     (tmp_path/'empty.wav').touch()
     raises('0 bytes', load_audio, tmp_path/'empty.wav')
     (tmp_path/'text.wav').write_text('dear diary '*100)
-    raises('damaged or no sound', load_audio, tmp_path/'text.wav')
-    raises('damaged or no sound', load_audio, b'')
+    raises('damaged, or no sound', load_audio, tmp_path/'text.wav')
+    raises('damaged, or no sound', load_audio, b'')
     with open(tmp_path/'text.wav') as f: raises("mode 'rb'", load_audio, f)
 
 @pytest.mark.parametrize('fmt', ['WAV','AIFF','AU','FLAC','OGG'])
@@ -401,6 +401,12 @@ def test_clipping_is_a_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert load_audio(save_audio(AudioTensor([[2.,-2.]], sr=8000), tmp_path/'b.wav', 'FLOAT')).max()==2
+
+@pytest.mark.parametrize('ext', ['wav','flac','aiff'])
+def test_saving_rounds_to_nearest(tmp_path, ext):
+    w = noise(4000, amp=0.2)
+    err = load_audio(save_audio(w, tmp_path/f'a.{ext}'))-w
+    assert err.abs().max()<=0.501/2**15 and abs(err.mean())<0.03/2**15
 
 def test_saved_padded_item_is_trimmed(tmp_path): assert audio_info(save_audio(pad_audio([noise(80), noise(50)])[1], tmp_path/'a.wav')).n_samples==50
 
