@@ -7,9 +7,9 @@ __all__ = ['audio_extensions', 'AudioError', 'AudioWarning', 'dur2n', 'AudioTens
            'load_audio', 'AudioInfo', 'audio_info', 'audio_windows', 'is_silent', 'trim_silence', 'fit_dur',
            'save_audio', 'get_audio_files']
 
-# %% ../nbs/00_audio.ipynb #046c07f5
+# %% ../nbs/00_audio.ipynb #0f8c89ed
 import difflib, io, math, os, re, uuid, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +44,8 @@ def _check_sr(sr):
     try: ok = not isinstance(sr, (bool,str)) and int(sr)==sr and _sr_min<=sr<=_sr_max
     except (TypeError,ValueError,OverflowError): ok = False
     if ok: return int(sr)
-    raise AudioError(f"got the sample rate {sr!r}, expected a whole number of Hz from {_sr_min} to {_sr_max}: 16000 suits speech")
+    raise AudioError(f"got the sample rate {sr!r}, "
+        f"expected a whole number of Hz from {_sr_min} to {_sr_max}: 16000 suits speech")
 
 # %% ../nbs/00_audio.ipynb #0746eae2
 def _sounds(xs):
@@ -64,10 +65,12 @@ def _same_lens(wav, res):
 def _join_lens(func, xs, dim=0):
     "Rule 2: `torch.stack` of items and `torch.cat` of batches join the valid samples"
     if dim!=0 or any(o.ndim!=(2 if func is torch.stack else 3) for o in xs): return None
-    ls = [o.lens if o.lens is not None else o.shape[-1] if o.ndim==2 else torch.full((len(o),), o.shape[-1]) for o in xs]
-    return torch.tensor(ls, device=xs[0].device) if func is torch.stack else torch.cat([o.to(xs[0].device) for o in ls])
+    if func is torch.stack: return torch.tensor([_or_all(o) for o in xs], device=xs[0].device)
+    return torch.cat([torch.as_tensor(_or_all(o), device=xs[0].device).expand(len(o)) for o in xs])
 
-# %% ../nbs/00_audio.ipynb #951ea313
+# %% ../nbs/00_audio.ipynb #96454b64
+def _or_all(wav): return wav.shape[-1] if wav.lens is None else wav.lens
+
 def _slice_lens(lens, s, n):
     "Valid samples after the slice `s` of a time axis of `n` samples"
     if not isinstance(s, slice): return None
@@ -106,9 +109,9 @@ def _rewrap(func, res, wavs, args, kwargs):
     if isinstance(res, Tensor): return _as_audio(res, wav, _same_lens(wav, res))
     return type(res)([_as_audio(o, wav, _same_lens(wav, o)) if isinstance(o, Tensor) else o for o in res])
 
-# %% ../nbs/00_audio.ipynb #415ef89b
+# %% ../nbs/00_audio.ipynb #d10bf6af
 class AudioTensor(TensorBase):
-    "Waveform `(C,T)`, or batch `(B,C,T)`, in [-1,1] with its sample rate `sr` (Hz) and valid samples `lens` (None: all)"
+    "Waveform `(C,T)` or batch `(B,C,T)` in [-1,1], its sample rate `sr` (Hz) and its valid samples `lens` (None: all)"
     sr,lens = None,None
     def __new__(cls,
         x, # Samples `(T,)`, `(C,T)` or `(B,C,T)`: a tensor, an array or a list
@@ -144,7 +147,8 @@ class AudioTensor(TensorBase):
 def _one_sr(wavs):
     "`AudioError` if `wavs` differ in sample rate"
     srs = {o.sr for o in wavs} - {None}
-    if len(srs)>1: raise AudioError(f"got sounds at {sorted(srs)} Hz in one operation, expected one rate: `resample` them first")
+    if len(srs)>1: raise AudioError(f"got sounds at {sorted(srs)} Hz in one operation, "
+        "expected one rate: `resample` them first")
 
 # %% ../nbs/00_audio.ipynb #3f83fb6f
 def _keep_meta(name):
@@ -180,12 +184,14 @@ def dur(self:AudioTensor)->float:
 def _need_sr(wav):
     "`AudioError` unless `wav` is an `AudioTensor` that knows its rate"
     if getattr(wav, 'sr', None) is not None: return wav
-    raise AudioError(f"got a {type(wav).__name__} without a sample rate, expected an AudioTensor: make one with `AudioTensor(x, sr=16000)`")
+    raise AudioError(f"got a {type(wav).__name__} without a sample rate, "
+        "expected an AudioTensor: make one with `AudioTensor(x, sr=16000)`")
 
 @patch
 def trimmed(self:AudioTensor)->AudioTensor: # Item `(C,lens)`
     "The valid samples of an item"
-    if isinstance(self.lens, Tensor): raise AudioError(f"got a batch {tuple(self.shape)}, expected an item: index it first")
+    if isinstance(self.lens, Tensor): raise AudioError(f"got a batch {tuple(self.shape)}, "
+        "expected an item: index it first")
     res = self if self.lens is None else self[..., :self.lens]
     return AudioTensor(res, **{**res.__dict__, 'lens':None})
 
@@ -198,10 +204,12 @@ def pad_audio(
     wavs = [_need_sr(o).trimmed() for o in wavs]
     if not wavs: raise AudioError("got no sounds, expected a list of one or more AudioTensors")
     _one_sr(wavs)
-    if len({o.shape[0] for o in wavs})>1: raise AudioError(f"got sounds of {[o.shape[0] for o in wavs]} channels, expected one number: use `to_mono`")
+    if len({o.shape[0] for o in wavs})>1: raise AudioError(f"got sounds of {[o.shape[0] for o in wavs]} channels, "
+        "expected one number: use `to_mono`")
     lens = torch.tensor([o.shape[-1] for o in wavs], device=wavs[0].device)
     n = int(lens.max()) if n is None else n
-    if lens.max()>n: raise AudioError(f"got a sound of {lens.max()} samples for a batch of {n}, expected none longer: cut it with `fit_dur`")
+    if lens.max()>n: raise AudioError(f"got a sound of {lens.max()} samples for a batch of {n}, "
+        "expected none longer: cut it with `fit_dur`")
     res = wavs[0].new_zeros(len(wavs), wavs[0].shape[0], n)
     for o,w in zip(res.as_subclass(Tensor), wavs): o[:, :w.shape[-1]] = w
     res.lens = lens
@@ -248,29 +256,36 @@ def _to_float(x):
 def _to_ct(x):
     "Samples `(T,)`, `(C,T)` or `(T,C)` as `(C,T)`: the shorter axis is the channels, and of two equal ones the first"
     if x.ndim==1: x = x[None]
-    if x.ndim!=2: raise AudioError(f"got an array of shape {tuple(x.shape)}, expected (T,), (C,T) or (T,C): pass one sound at a time")
+    if x.ndim!=2: raise AudioError(f"got an array of shape {tuple(x.shape)}, "
+        "expected (T,), (C,T) or (T,C): pass one sound at a time")
     if x.shape[0]>x.shape[1]>0: x = x.T
     if x.shape[0]<=_max_channels: return x.contiguous()
-    raise AudioError(f"got an array of shape {tuple(x.shape)}, expected at most {_max_channels} channels along its shorter axis: is it a picture?")
+    raise AudioError(f"got an array of shape {tuple(x.shape)}, "
+        f"expected at most {_max_channels} channels along its shorter axis: is it a picture?")
 
 # %% ../nbs/00_audio.ipynb #7e2170ca
 def _check_samples(x, name='the sound'):
     "`x` `(C,T)`; `AudioError` if it has no sample or one that is not a number; `AudioWarning` if it is far too loud"
-    if not x.numel(): raise AudioError(f"got no samples in {name}, expected at least one: was the recording stopped at once?")
+    if not x.numel(): raise AudioError(f"got no samples in {name}, "
+        "expected at least one: was the recording stopped at once?")
     peak = x.abs().max().item()
     if not math.isfinite(peak):
         bad = (~x.isfinite()).nonzero()
-        raise AudioError(f"got {len(bad)} NaN or infinite samples in {name} (first at {bad[0,-1]}), expected numbers: see `torch.nan_to_num`")
-    if peak>_too_loud: warnings.warn(f"{name} peaks at {peak:.0f}, expected floats in [-1,1]: if these are 16-bit values divide by 32768", AudioWarning, 3)
+        raise AudioError(f"got {len(bad)} NaN or infinite samples in {name} (first at {bad[0,-1]}), "
+            "expected numbers: see `torch.nan_to_num`")
+    if peak>_too_loud: warnings.warn(f"{name} peaks at {peak:.0f}, expected floats in [-1,1]: "
+        "divide by 32768 if these are 16-bit values", AudioWarning, 3)
     return x
 
 _too_loud = 16.
 
 def _from_array(x, sr):
     "An `AudioTensor` from bare samples"
-    if sr is None: raise AudioError(f"got samples without a sample rate ({type(x).__name__}), expected `sr_in=` with it: numbers do not know their rate")
+    if sr is None: raise AudioError(f"got samples without a sample rate ({type(x).__name__}), "
+        "expected `sr_in=` with it: numbers do not know their rate")
     try: x = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, ndmin=1))
-    except (TypeError,ValueError) as e: raise AudioError(f"got a {type(x).__name__} that is no list of samples ({e}), expected a path, bytes, a file, an array or a tensor") from None
+    except (TypeError,ValueError) as e: raise AudioError(f"got a {type(x).__name__} that is no list of samples ({e}), "
+        "expected a path, bytes, a file, an array or a tensor") from None
     return AudioTensor(_check_samples(_to_ct(_to_float(x)), 'the array'), sr=sr)
 
 # %% ../nbs/00_audio.ipynb #149d450d
@@ -279,12 +294,15 @@ audio_extensions = '.wav','.flac','.ogg','.opus','.mp3','.aiff','.aif','.au'
 def _check_path(fn):
     "`fn` as an existing file that is not empty, or an error that says what is near"
     fn = Path(fn).expanduser()
-    if fn.is_dir(): raise AudioError(f"got the folder {fn}, expected a sound file: list its files with `get_audio_files`")
+    if fn.is_dir(): raise AudioError(f"got the folder {fn}, "
+        "expected a sound file: list its files with `get_audio_files`")
     if not fn.is_file():
         near = difflib.get_close_matches(fn.name, os.listdir(fn.parent) if fn.parent.is_dir() else [])
-        hint = f"did you mean {' or '.join(near)}?" if near else f"{'look into' if fn.parent.is_dir() else 'there is no folder'} {fn.parent}"
+        where = f"{'look into' if fn.parent.is_dir() else 'there is no folder'} {fn.parent}"
+        hint = f"did you mean {' or '.join(near)}?" if near else where
         raise FileNotFoundError(f"got {fn}, expected an existing file: {hint}")
-    if not fn.stat().st_size: raise AudioError(f"got {fn}, which is empty (0 bytes), expected a sound file: copy or download it again")
+    if not fn.stat().st_size: raise AudioError(f"got {fn}, which is empty (0 bytes), "
+        "expected a sound file: copy or download it again")
     return fn
 
 def _source(src):
@@ -295,20 +313,23 @@ def _source(src):
         if src.seekable(): src.seek(0)
         else: src = src.read()
     if isinstance(src, (bytes,bytearray,memoryview)): src = io.BytesIO(src)
-    if isinstance(src, io.TextIOBase): raise AudioError(f"got {name} opened as text, expected bytes: open it with mode 'rb'")
+    if isinstance(src, io.TextIOBase): raise AudioError(f"got {name} opened as text, "
+        "expected bytes: open it with mode 'rb'")
     return src,str(name)
 
-# %% ../nbs/00_audio.ipynb #4cf7bbf6
+# %% ../nbs/00_audio.ipynb #36bdbbec
 _says_more = re.compile(r'^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)', re.M)
 _streamed = 0x7f000000
 
 def _check_header(f, name):
-    "`AudioError` if the header of the open file `f` names more bytes than there are, unless it is a stream's (size unknown)"
+    "`AudioError` if the open file `f` is shorter than its header says; a stream's header says that it does not know"
     m = _says_more.search(f.extra_info) if f.format in ('WAV','WAVEX','AIFF','AU') else None
     if m and int(m[2]) < int(m[1]) < _streamed:
-        raise AudioError(f"got {name}, cut off: {m[2]} bytes of sound, expected the {m[1]} that its header names: copy or download it again")
+        raise AudioError(f"got {name}, cut off: {m[2]} bytes of sound, "
+            f"expected the {m[1]} that its header names: copy or download it again")
     if f.format=='OGG' and not _ogg_ends(f.name):
-        raise AudioError(f"got {name}, cut off: its end mark is missing: copy or download it again, or re-encode what is there with `ffmpeg`")
+        raise AudioError(f"got {name}, cut off: its end mark is missing: copy or download it again, "
+            "or re-encode what is there with `ffmpeg`")
     _check_sr(f.samplerate)
 
 def _ogg_ends(src, n=2**17):
@@ -326,8 +347,9 @@ def _ogg_ends(src, n=2**17):
 def _open(src):
     "The open sound file `src` and its name; what libsndfile cannot read is an `AudioError`"
     src,name = _source(src)
+    is_mp3 = isinstance(src, str) and src.lower().endswith('.mp3') # `_check_rest` asks how far it was read
     try:
-        with sf.SoundFile(src) as f:
+        with open(src, 'rb') if is_mp3 else nullcontext(src) as file, sf.SoundFile(file) as f:
             _check_header(f, name)
             yield f,name
     except sf.LibsndfileError as e:
@@ -343,15 +365,28 @@ def _blocks(f, n, name, size=2**20):
         if not len(x): break
         n -= len(x)
         yield x
-    if n and f.format=='MP3': n = n if n > want/20 else 0
-    if n: raise AudioError(f"got {name}, cut off: {want-n} samples, expected the {want} that its header names: copy or download it again")
+    if f.format=='MP3':
+        n = n if n > want/20 else 0
+        if not n and f.tell()>=f.frames and hasattr(f.name, 'tell'): _check_rest(f.name, name)
+    if n: raise AudioError(f"got {name}, cut off: {want-n} samples, "
+        f"expected the {want} that its header names: copy or download it again")
+
+def _check_rest(file, name):
+    "`AudioError` if over a twentieth of an mp3 lies behind what was read: without an index its length is a guess"
+    at = file.tell()
+    size = file.seek(0, 2)
+    if size-at > max(size/20, 2**15): raise AudioError(f"got {name}, an mp3 without an index, "
+        f"of which {size-at} of {size} bytes would be lost: convert it, e.g. `ffmpeg -i sound.mp3 sound.wav`")
+    file.seek(at)
 
 def _skip(f, n, name):
     "Move the open file `f` to sample `n`; mp3 and ogg are decoded up to there, as their seeks may miss by a page"
-    if n>=f.frames: raise AudioError(f"got start={n/f.samplerate:.3f} s in {name}, expected less than its {f.frames/f.samplerate:.3f} s")
+    if n>=f.frames: raise AudioError(f"got start={n/f.samplerate:.3f} s in {name}, "
+        f"expected less than its {f.frames/f.samplerate:.3f} s")
     if f.format not in ('MP3','OGG'): f.seek(n)
     else: any(False for _ in _blocks(f, n, name))
 
+# %% ../nbs/00_audio.ipynb #83bbf800
 def _from_file(src, start=0., dur=None):
     "An `AudioTensor` with all channels of `dur` seconds of a file from `start`"
     with _open(src) as (f,name):
@@ -366,7 +401,8 @@ def _is_file(src): return isinstance(src, (str,os.PathLike,bytes,bytearray,memor
 
 def _from_audio(wav, sr_in):
     "The valid samples of the item `wav`"
-    if wav.ndim!=2: raise AudioError(f"got an AudioTensor of shape {tuple(wav.shape)}, expected one sound (C,T): index a batch first")
+    if wav.ndim!=2: raise AudioError(f"got an AudioTensor of shape {tuple(wav.shape)}, "
+        "expected one sound (C,T): index a batch first")
     if wav.sr is None: wav = AudioTensor(wav, sr=sr_in)
     _check_samples(_need_sr(wav))
     return wav.trimmed()
@@ -381,7 +417,8 @@ def _cut(wav, start, dur):
 def _check_span(start, dur):
     "`AudioError` unless the span begins at or after 0 s and lasts longer than 0 s"
     if not start>=0: raise AudioError(f"got start={start}, expected 0 s or more: count from the beginning of the sound")
-    if dur is not None and not dur>0: raise AudioError(f"got dur={dur}, expected more than 0 s, or None for all of the sound")
+    if dur is not None and not dur>0: raise AudioError(f"got dur={dur}, "
+        "expected more than 0 s, or None for all of the sound")
 
 # %% ../nbs/00_audio.ipynb #7dd1da76
 def load_audio(
@@ -392,7 +429,7 @@ def load_audio(
     start:float=0., # Where to begin, in s
     dur:float|None=None # How much to take, in s (None: all; less if the sound ends before)
 )->AudioTensor: # `(C,T)` float32
-    "Any sound as an `AudioTensor`: integers to floats, channels first, mono, resampled; `AudioError` if it cannot be used"
+    "Any sound as an `AudioTensor`: integers to floats, channels first, mono, resampled; else an `AudioError`"
     sr,sr_in = _check_sr(sr),_check_sr(sr_in)
     _check_span(start, dur)
     if isinstance(src, tuple) and len(src)==2:
@@ -400,7 +437,8 @@ def load_audio(
         sr_in = _check_sr(sr_in)
     if _is_file(src): wav = _from_file(src, start, dur)
     else: wav = _from_audio(src, sr_in) if isinstance(src, AudioTensor) else _from_array(src, sr_in)
-    if sr_in not in (None,wav.sr): raise AudioError(f"got sr_in={sr_in} for a sound at {wav.sr} Hz: leave `sr_in` out, or ask for another rate with `sr`")
+    if sr_in not in (None,wav.sr): raise AudioError(f"got sr_in={sr_in} for a sound at {wav.sr} Hz: "
+        "leave `sr_in` out, or ask for another rate with `sr`")
     if not _is_file(src) and (start or dur is not None): wav = _check_samples(_cut(wav, start, dur))
     if mono: wav = to_mono(wav)
     return wav if sr is None else resample(wav, sr)
@@ -433,7 +471,7 @@ def _mono_blocks(src, sr):
         if rs: yield rs.resample_chunk(np.zeros(0, 'float32'), last=True)
 
 def _windows(blocks, win, hop):
-    "Windows of `win` samples every `hop` from `blocks`, and at the end a shorter one if samples are left that no window held"
+    "Windows of `win` samples every `hop` from `blocks`; the last is shorter if samples are left that no window held"
     buf,k = np.zeros(0, 'float32'),0
     for x in blocks:
         buf = np.concatenate([buf, x])
@@ -449,7 +487,8 @@ def audio_windows(
     sr:int|None=None # Wanted sample rate in Hz (None: keep)
 ): # Generator of `AudioTensor (1,T)`; the last is padded with zeros, its `lens` says how much is sound
     "Mono windows of a long sound, read and resampled in blocks: memory stays bounded whatever the length"
-    if not win_dur>0 or not (hop_dur is None or hop_dur>0): raise AudioError(f"got win_dur={win_dur}, hop_dur={hop_dur}, expected more than 0 s")
+    if not win_dur>0 or not (hop_dur is None or hop_dur>0):
+        raise AudioError(f"got win_dur={win_dur}, hop_dur={hop_dur}, expected more than 0 s")
     if _is_file(src): blocks = _mono_blocks(src, _check_sr(sr))
     else: blocks = iter([(wav := load_audio(src, sr)).sr, wav[0].numpy()])
     sr = next(blocks)
@@ -457,9 +496,9 @@ def audio_windows(
     for x in _windows(blocks, win, win if hop_dur is None else max(dur2n(hop_dur, sr), 1)):
         yield AudioTensor(np.pad(x, (0,win-len(x)))[None], sr=sr, lens=len(x))
 
-# %% ../nbs/00_audio.ipynb #e6fd9749
+# %% ../nbs/00_audio.ipynb #6cc86827
 def _envelope(x, n=4000):
-    "At most about `n` points `(time index, sample)` that draw the row `x` as all its samples would: smallest and largest of each bin"
+    "About `n` points (index, sample) that draw the row `x` as all its samples would: the extremes of each bin"
     k = -(-len(x)*2//n)
     if k<3: return np.arange(len(x)),x
     y = np.pad(x, (0,-len(x)%k), mode='edge').reshape(-1, k)
@@ -525,7 +564,7 @@ def is_silent(
     "Is there nothing to hear in `wav`?"
     peak = wav.abs().max().item() if wav.numel() else 0.
     res = peak < 10**(floor_db/20)
-    if res and warn: warnings.warn(f"got silence (peak {peak:.1e} of full scale): was the microphone muted?", AudioWarning, 2)
+    if res and warn: warnings.warn(f"got silence (peak {peak:.1e}): was the microphone muted?", AudioWarning, 2)
     return res
 
 def _frame_db(wav, win, hop):
@@ -556,7 +595,8 @@ def fit_dur(
     pad:str='zeros' # A shorter sound is followed by 'zeros' (`lens` says where it ended) or by 'repeat's of itself
 )->AudioTensor: # `dur2n(dur, wav.sr)` samples
     "Make `wav` exactly `dur` seconds long"
-    if mode not in _fit_modes or pad not in _pads: raise AudioError(f"got mode={mode!r}, pad={pad!r}, expected mode in {_fit_modes}, pad in {_pads}")
+    if mode not in _fit_modes or pad not in _pads: raise AudioError(f"got mode={mode!r}, pad={pad!r}, "
+        f"expected mode in {_fit_modes}, pad in {_pads}")
     if wav.ndim==3: return pad_audio([fit_dur(o, dur, mode, pad) for o in wav], dur2n(dur, wav.sr))
     wav,n = _need_sr(wav).trimmed(),dur2n(dur, wav.sr)
     if n<1: raise AudioError(f"got dur={dur} s, expected at least one sample at {wav.sr} Hz")
@@ -572,16 +612,18 @@ _formats = dict(wav='WAV', flac='FLAC', ogg='OGG', opus='OGG', mp3='MP3', aiff='
 _bits = dict(PCM_S8=8, PCM_U8=8, PCM_16=16, PCM_24=24, PCM_32=32)
 
 def _round(x, bits):
-    "Floats `x` in [-1,1] rounded to `bits`, in the upper bits of an int32: libsndfile itself rounds down, twice the noise"
+    "Floats `x` rounded to `bits`, in the upper bits of an int32; libsndfile itself rounds down: twice the noise"
     x = (x.astype('float64')*2**(bits-1)).round().clip(-2**(bits-1), 2**(bits-1)-1)
     return (x*2**(32-bits)).astype('int32')
 
 def _save_args(fn, subtype):
     "Format and subtype for the suffix of `fn`"
     fmt = _formats.get(fn.suffix[1:].lower())
-    if fmt is None: raise AudioError(f"got the file name {fn.name}, expected it to end in one of {' '.join(audio_extensions)}")
+    if fmt is None: raise AudioError(f"got the file name {fn.name}, "
+        f"expected it to end in one of {' '.join(audio_extensions)}")
     if subtype is None: subtype = 'OPUS' if fn.suffix.lower()=='.opus' else sf.default_subtype(fmt)
-    if not sf.check_format(fmt, subtype): raise AudioError(f"got subtype={subtype!r} for {fn.suffix}, expected one of {' '.join(sf.available_subtypes(fmt))}")
+    if not sf.check_format(fmt, subtype): raise AudioError(f"got subtype={subtype!r} for {fn.suffix}, "
+        f"expected one of {' '.join(sf.available_subtypes(fmt))}")
     return dict(format=fmt, subtype=subtype)
 
 def save_audio(
@@ -593,14 +635,17 @@ def save_audio(
     fn,wav = Path(fn).expanduser(),_check_samples(_need_sr(wav)).trimmed()
     kw,tmp = _save_args(fn, subtype),fn.with_name(f'.{fn.name}.{uuid.uuid4().hex[:8]}.tmp')
     if wav.ndim!=2: raise AudioError(f"got a sound of shape {tuple(wav.shape)}, expected (C,T)")
-    if not fn.parent.is_dir(): raise FileNotFoundError(f"got {fn}, expected its folder to exist: make {fn.parent} first")
+    if not fn.parent.is_dir(): raise FileNotFoundError(f"got {fn}, "
+        f"expected its folder to exist: make {fn.parent} first")
     peak = wav.abs().max().item()
-    if peak>1 and kw['subtype'] not in ('FLOAT','DOUBLE'): warnings.warn(f"clipped a sound that peaks at {peak:.2f} in {fn.name}, expected [-1,1]", AudioWarning, 2)
+    if peak>1 and kw['subtype'] not in ('FLOAT','DOUBLE'):
+        warnings.warn(f"clipped a sound that peaks at {peak:.2f} in {fn.name}, expected [-1,1]", AudioWarning, 2)
     try:
         x = wav.detach().cpu().numpy().T # (T,C)
         sf.write(str(tmp), _round(x, _bits[kw['subtype']]) if kw['subtype'] in _bits else x, wav.sr, **kw)
         os.replace(tmp, fn)
-    except (sf.LibsndfileError,OSError) as e: raise AudioError(f"cannot write {fn} at {wav.sr} Hz ({e}): choose another folder, format or rate") from None
+    except (sf.LibsndfileError,OSError) as e:
+        raise AudioError(f"cannot write {fn} at {wav.sr} Hz ({e}): choose another folder, format or rate") from None
     finally: tmp.unlink(missing_ok=True)
     return fn
 
@@ -614,12 +659,15 @@ def get_audio_files(
 )->L: # Paths, sorted; hidden files and folders are left out
     "Sound files in `path`, by their suffix (`audio_extensions`)"
     path = Path(path).expanduser()
-    if not path.is_dir(): raise FileNotFoundError(f"got {path}, expected an existing folder with sound files: check its name")
+    if not path.is_dir(): raise FileNotFoundError(f"got {path}, "
+        "expected an existing folder with sound files: check its name")
     res = []
     for d,ds,fs in os.walk(path, followlinks=True):
         top = Path(d)==path
-        ds[:] = [o for o in ds if recurse and o[0]!='.' and (not top or folders is None or o in folders) and not _loops(d, o)]
-        if not (top and folders): res += [Path(d)/o for o in fs if o[0]!='.' and Path(o).suffix.lower() in audio_extensions]
+        named = folders if top and folders else ds
+        ds[:] = [o for o in ds if recurse and o in named and o[0]!='.' and not _loops(d, o)]
+        if top and folders: continue
+        res += [Path(d)/o for o in fs if o[0]!='.' and Path(o).suffix.lower() in audio_extensions]
     return L(sorted(res))
 
 def _loops(d, o):
