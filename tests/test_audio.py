@@ -34,7 +34,7 @@ def seed(): torch.manual_seed(0)
 copies = dict(clone=lambda w: w.clone(), deepcopy=copy.deepcopy, copy=copy.copy,
     pickle=lambda w: pickle.loads(pickle.dumps(w)), to=lambda w: w.to('cpu', copy=True), detach=lambda w: w.detach())
 news = {o: lambda w, o=o: getattr(w, o)(w.shape) for o in ('new_zeros','new_empty','new_ones')}
-maths = dict(mul=lambda w: w*2, rsub=lambda w: 1-w, plain_first=lambda w: torch.ones(w.shape)+w, flip=lambda w: w.flip(-1),
+maths = dict(mul=lambda w: w*2, rsub=lambda w: 1-w, plain_first=lambda w: torch.ones(w.shape)+w, flip=lambda w: w.flip(1),
     inplace=lambda w: w.clone().mul_(2), where=lambda w: torch.where(w>0, w, 0.), clamp=lambda w: torch.clamp(w, -1, 1),
     double=lambda w: w.double(), like=torch.zeros_like, full=lambda w: w.new_full(w.shape, 1.))
 ops = {**copies, **news, **maths}
