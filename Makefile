@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export JUPYTER_PREFER_ENV_PATH = 1
 
 py = .venv/bin/python
-quiet = MPLBACKEND=agg IPYTHONDIR=.venv/ipython
+quiet = MPLBACKEND=agg IPYTHONDIR="$(CURDIR)/.venv/ipython"
 offline = $(quiet) OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= FASTAUDIO_LITE_OFFLINE=yes HF_HUB_OFFLINE=1
 
 # The stamp holds this folder and a sum of what was asked for: a moved folder, a changed file or a dead .venv means install again.
@@ -46,7 +46,7 @@ real: ready ## run the quick tests that need the real data sets on the data path
 	@$(offline) $(py) -m pytest tests -m real
 
 lab: ready ## open JupyterLab on the first lesson
-	@$(py) -m jupyterlab $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(LAB_ARGS) nbs/00_audio.ipynb
+	@$(py) -m jupyterlab $$([ "$$(id -u)" != 0 ] || echo --allow-root) --LabApp.default_url=/lab/tree/nbs/00_audio.ipynb $(LAB_ARGS)
 
 results: ready ## run every benchmark and draw the README's tables anew
 	@for b in $(BENCHMARKS); do $(quiet) .venv/bin/fastaudio-lite benchmark $$b || exit 1; done
@@ -64,11 +64,13 @@ clean: ## remove .venv and everything else that make made
 
 ready:
 
-# .installing marks a .venv that is being filled: if an interruption left it, or pip does not answer, .venv is made afresh.
+# .installing marks a .venv that is being filled: if an interruption left it, if the folder
+# was moved (scripts hold its name) or if pip does not answer, .venv is made afresh.
 # Debian without python3-venv cannot put pip into a .venv, but its own pip can.
 install:
 	@trap 'exit 130' INT TERM HUP; new='import sys; sys.exit(sys.version_info < (3, 10))'; \
-	if [ -e .venv/.installing ] || ! $(py) -c "import pip; $$new" >/dev/null 2>&1; then \
+	moved() { [ -e .venv/.installed ] && ! grep -qF "$(CURDIR) " .venv/.installed; }; \
+	if [ -e .venv/.installing ] || moved || ! $(py) -c "import pip; $$new" >/dev/null 2>&1; then \
 	  for base in $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python3.10 python3.14) ''; do \
 	    if "$$base" -c "$$new" >/dev/null 2>&1; then break; fi; done; \
 	  [ "$$base" ] || { echo "fastaudio_lite needs Python 3.10 or newer, and $(or $(PYTHON),python3) is not: install it, or name one with make PYTHON=python3.12" >&2; exit 1; }; \
