@@ -217,11 +217,11 @@ class SpeedPitch(WavAug):
         self.factor = _pair('factor', factor, 0.1, 10.)
 
     def aug(self, x, n, src):
-        T,f,k = x.shape[-1],self.draw(x, self.factor),4
+        T,f,k = x.shape[-1],self.draw(x, self.factor),6
         N = next_fast_len(T+64, real=True)
         X = torch.fft.rfft(x.float(), n=N)
         X = X * (torch.linspace(0, 1, X.shape[-1], device=x.device) * f <= 1)
-        up = torch.fft.irfft(X, n=k*N)*k # (k,C,4N)
+        up = torch.fft.irfft(X, n=k*N)*k # (k,C,6N)
         y = sample_at(up, _ramp(x)*f[:,0]*k)
         return y.to(x.dtype), (n/f[:,0,0]).round().long().clamp(1,T)
 
@@ -251,7 +251,11 @@ class TimeStretch(WavAug):
         y = torch.istft(S.flatten(0,1), 4*hop, hop, window=w, length=T).view(k, C, T)
         return y.to(x.dtype), (n/r[:,0,0]).round().long().clamp(1,T)
 
-# %% ../nbs/03_augment.ipynb #4ff75039
+# %% ../nbs/03_augment.ipynb #807463b4
+def _even_len(n):
+    "An even length of at least `n` whose FFT is fast"
+    return 2*next_fast_len((n+1)//2, real=True)
+
 def fft_filter(
     x:torch.Tensor, # Waveforms `(k,C,T)`
     h, # From frequencies in Hz `(N,)` to gains that broadcast with `(k,C,N)`
@@ -259,7 +263,7 @@ def fft_filter(
     tail:int=1024 # Samples of silence after `x`, so that its end does not run into its start
 )->torch.Tensor: # `(k,C,T)`
     "Multiply the spectrum of `x` by `h(f)`"
-    N = next_fast_len(x.shape[-1]+tail, real=True)
+    N = _even_len(x.shape[-1]+tail)
     f = torch.fft.rfftfreq(N, 1/sr, device=x.device)
     return torch.fft.irfft(torch.fft.rfft(x.float(), n=N)*h(f), n=N)[...,:x.shape[-1]].to(x.dtype)
 
@@ -287,7 +291,7 @@ class Reverb(WavAug):
 
     def aug(self, x, n, src):
         h = self.room(x, src.sr)
-        y = fft_filter(x, lambda f: torch.fft.rfft(h, n=2*len(f)-1), src.sr, h.shape[-1])
+        y = fft_filter(x, lambda f: torch.fft.rfft(h, n=2*len(f)-2), src.sr, h.shape[-1])
         y = y*_valid(n, x.shape[-1])
         return y * (_power(x, n)/_power(y, n).clamp(min=1e-20)).sqrt()
 
