@@ -10,6 +10,7 @@ __all__ = ['len_mask', 'MaskedBatchNorm', 'ConvBlock', 'AudioCNN', 'arch_name', 
 import copy, warnings
 from collections import Counter
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
@@ -240,6 +241,7 @@ def audio_learner(
     **kwargs # Passed to `Learner`: `loss_func`, `opt_func`, `lr`, `cbs`, `path`, ...
 ): # A `Learner`, ready for `fit_one_cycle`
     "A `Learner` that tells sounds apart"
+    import_module('fastai.callback.all') # gives `Learner` its `fit_one_cycle`, `no_bar`, ...
     from fastai.basics import Learner, TensorMultiCategory, accuracy, accuracy_multi, get_c
     n_out,n_in = n_out or get_c(dls),dls.one_batch()[0].shape[1]
     model = arch if isinstance(arch, nn.Module) else create_model(arch, n_out, n_in, pretrained)
