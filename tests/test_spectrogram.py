@@ -1,0 +1,273 @@
+"The front end against independent references, its properties, and what it does with bad input"
+import copy, json, math, pickle, warnings
+
+import numpy as np, pytest, torch
+from fastai.data.core import TfmdDL
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from fastaudio_lite.audio import AudioError, AudioTensor, AudioWarning, pad_audio
+from fastaudio_lite.spectrogram import (AudioSpectrogram, AudioToSpec, FrontEnd, deltas, griffin_lim, inverse_mel, mel_filters, mfcc, pcen,
+    spec2wav, stft_power, to_db)
+
+kinds = [dict(), dict(kind='linear', norm='clip'), dict(kind='mfcc', deltas=2, norm='bin'), dict(scale='log', norm='clip'),
+    dict(scale='pcen', norm=None), dict(scale='none', norm=None), dict(power=1., norm=None, deltas=1), dict(center=False, norm='bin')]
+
+def plain(x): return x.as_subclass(torch.Tensor)
+
+def noise(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))*0.1
+
+def clip(n, seed=0, sr=8000): return AudioTensor(noise(1, n, seed=seed), sr=sr)
+
+def fitted(**kw):
+    fe = FrontEnd(8000, **kw)
+    return fe.fit([pad_audio([clip(4000, 1), clip(9000, 2)])]) if fe.norm=='data' else fe
+
+def close(a, b, eps): assert (a-torch.as_tensor(b)).abs().max() < eps, (a-torch.as_tensor(b)).abs().max()
+
+# References
+
+@pytest.mark.parametrize('n_fft,hop,win,center,pad_mode', [(400,160,None,True,'constant'), (512,160,400,True,'reflect'),
+    (256,300,256,True,'constant'), (200,80,150,False,'constant'), (2048,100,2048,True,'constant')])
+def test_power_is_torch_stft(n_fft, hop, win, center, pad_mode):
+    x,w = noise(3, 5000),torch.hann_window(win or n_fft)
+    ref = torch.stft(x, n_fft, hop, win or n_fft, w, center=center, pad_mode=pad_mode, return_complex=True).abs()
+    close(stft_power(x, n_fft, hop, win, center=center, pad_mode=pad_mode), ref**2, 1e-3)
+    close(stft_power(x, n_fft, hop, win, 1., center, pad_mode), ref, 1e-4)
+
+@pytest.mark.parametrize('htk', [False,True])
+@pytest.mark.parametrize('norm', ['slaney',None])
+def test_mel_filters(htk, norm):
+    librosa = pytest.importorskip('librosa')
+    ref = librosa.filters.mel(sr=22050, n_fft=1024, n_mels=60, fmin=50., fmax=9000., htk=htk, norm=norm)
+    close(mel_filters(22050, 1024, 60, 50., 9000., norm, htk), ref, 1e-6)
+
+def test_db_and_mfcc_are_librosa():
+    librosa = pytest.importorskip('librosa')
+    x = clip(12000, sr=16000)
+    kw = dict(y=plain(x)[0].numpy(), sr=16000, n_fft=512, hop_length=160, win_length=400)
+    mel = librosa.feature.melspectrogram(n_mels=64, **kw)
+    close(plain(FrontEnd(norm=None, top_db=20.)(x))[0], librosa.power_to_db(mel, top_db=20.), 1e-3)
+    close(plain(FrontEnd(norm=None, top_db=None, power=1.)(x))[0], librosa.amplitude_to_db(librosa.feature.melspectrogram(n_mels=64, power=1., **kw),
+        top_db=None), 1e-3)
+    close(plain(FrontEnd(norm=None, kind='mfcc', n_mfcc=13)(x))[0], librosa.feature.mfcc(n_mfcc=13, n_mels=64, **kw), 1e-2)
+
+@pytest.mark.parametrize('order', [1,2])
+@pytest.mark.parametrize('mode', ['interp','nearest'])
+def test_deltas_are_librosa(order, mode):
+    librosa = pytest.importorskip('librosa')
+    x = noise(2, 5, 40)
+    close(deltas(x, order, mode=mode), librosa.feature.delta(x.numpy(), order=order, mode=mode), 1e-5)
+
+def test_pcen_is_librosa():
+    librosa = pytest.importorskip('librosa')
+    x = noise(3, 600).abs()*2**20
+    close(pcen(x, 8000, 80, init=1.), librosa.pcen(x.numpy(), sr=8000, hop_length=80), 1e-3)
+
+def test_torchaudio():
+    T = pytest.importorskip('torchaudio.transforms', exc_type=(ImportError,OSError))
+    x = noise(2, 1, 16000)
+    ta = nn.Sequential(T.MelSpectrogram(16000, 400, hop_length=160, n_mels=80, norm='slaney', mel_scale='slaney', pad_mode='constant'),
+        T.AmplitudeToDB(top_db=80.))
+    close(plain(FrontEnd(n_fft=400, n_mels=80, norm=None)(x)), ta(x), 1e-3)
+    F = pytest.importorskip('torchaudio.functional', exc_type=(ImportError,OSError))
+    close(deltas(x[...,:300], width=5), F.compute_deltas(x[...,:300]), 1e-5)
+
+# Properties
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=4), st.sampled_from(kinds))
+def test_padded_is_alone(ns, kw):
+    fe,wavs = fitted(**kw),[clip(n, i) for i,n in enumerate(ns)]
+    batch = pad_audio(wavs)
+    junk = batch.clone()
+    for w,o in zip(wavs, plain(junk)): o[:,w.shape[-1]:] = 1.
+    specs = fe(junk)
+    assert specs.isfinite().all()
+    assert specs.lens.tolist()==[fe.n_frames(n) for n in ns]
+    for w,s in zip(wavs, specs):
+        alone = plain(fe(w))
+        assert s.lens==alone.shape[-1]
+        close(plain(s)[...,:s.lens], alone, 1e-4 if kw.get('kind')!='mfcc' else 2e-3)
+        assert not plain(s)[...,s.lens:].any()
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.01, 10), st.sampled_from(['mel','linear']))
+def test_linear_in_gain(gain, kind):
+    fe,x = FrontEnd(8000, kind=kind, scale='none', norm=None),clip(2000)
+    close(plain(fe(x*gain))/gain**2, plain(fe(x)), 1e-4)
+    db = FrontEnd(8000, kind=kind, norm=None, top_db=None)
+    close(plain(db(x*gain)), plain(db(x))+20*math.log10(gain), 1e-2)
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3000), st.integers(1, 300), st.booleans(), st.integers(0, 2))
+def test_shapes(bs, c, n, hop, center, order):
+    fe = FrontEnd(8000, n_fft=256, hop=hop, n_mels=30, center=center, deltas=order, norm='clip')
+    x = AudioTensor(noise(bs, c, n), sr=8000)
+    res = fe(x)
+    assert res.shape==(bs, c*(1+order), 30, fe.n_frames(n)) and res.dtype==torch.float32 and res.isfinite().all()
+    close(plain(fe(x[0])), plain(res[0]), 1e-3)
+    if center: assert fe.n_frames(n)==1 + n//hop
+
+@pytest.mark.parametrize('kw', kinds)
+@pytest.mark.parametrize('n', [1,10,5000])
+def test_silence(kw, n): assert fitted(**kw)(AudioTensor(torch.zeros(2,1,n), sr=8000, lens=torch.tensor([n,1]))).isfinite().all()
+
+def test_top_db_ignores_padding():
+    fe = FrontEnd(8000, norm=None, top_db=10.)
+    quiet = pad_audio([clip(500)*1e-3, clip(4000)])
+    s = fe(quiet)[0]
+    valid = plain(s)[...,:s.lens]
+    assert abs(valid.max()-valid.min()-10) < 1e-3
+
+def test_input_unchanged_and_deterministic():
+    x = pad_audio([clip(800), clip(2000)])
+    before,fe = x.clone(),FrontEnd(8000)
+    a,b = fe(x),fe(x)
+    assert torch.equal(plain(a), plain(b)) and torch.equal(plain(x), plain(before))
+
+def test_fit_is_mean_and_std_of_valid_frames():
+    wavs = [clip(3000, 1), clip(900, 2)*0.1]
+    fe = FrontEnd(8000, deltas=1).fit([(pad_audio(wavs[:1]),0), pad_audio(wavs)])
+    raw = FrontEnd(8000, deltas=1, norm=None)
+    x = torch.cat([plain(raw(w)) for w in (wavs[0], *wavs)], -1)
+    close(fe.mean[...,0], x.mean(-1), 1e-3)
+    close(fe.std[...,0], x.std(-1, correction=0), 1e-3)
+    assert fe.fitted and not raw.fitted
+
+def test_saved_with_the_model():
+    fe = fitted(deltas=1)
+    other = FrontEnd.from_config(json.loads(json.dumps(fe.config())))
+    assert set(fe.state_dict())=={'mean','std'}
+    other.load_state_dict(fe.state_dict())
+    assert torch.equal(plain(other(clip(2000))), plain(fe(clip(2000))))
+
+def test_gradient():
+    x = (noise(1, 1, 500)*3).requires_grad_()
+    for kw in kinds:
+        x.grad = None
+        FrontEnd(8000, n_fft=64, n_mels=20, **kw)(x).square().sum().backward()
+        assert x.grad.isfinite().all() and x.grad.any()
+    y = noise(1, 300).double().requires_grad_()
+    f = lambda o: (stft_power(o, 64, 16)**0.5).sum()
+    g, = torch.autograd.grad(f(y), y)
+    w = torch.hann_window(64)
+    ref, = torch.autograd.grad(torch.stft(y.float(), 64, 16, window=w, pad_mode='constant', return_complex=True).abs().sum(), y)
+    close(g, ref, 1e-3)
+
+def test_autocast_is_float32():
+    fe,x = FrontEnd(8000, norm=None),clip(3000)
+    with torch.autocast('cpu', dtype=torch.bfloat16): res = fe(x)
+    assert res.dtype==torch.float32 and torch.equal(plain(res), plain(fe(x)))
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_cuda():
+    x = pad_audio([clip(3000), clip(9000)])
+    for kw in kinds:
+        fe = fitted(**kw)
+        close(plain(fe.cuda()(x.cuda())).cpu(), plain(fe.cpu()(x)), 1e-2)
+
+# Back to sound
+
+def test_back_to_sound():
+    torch.manual_seed(0)
+    t = torch.arange(8000)/8000
+    x = AudioTensor((0.3*torch.sin(2*math.pi*(300*t+400*t**2)))[None], sr=8000)
+    for kw,eps in ((dict(kind='linear'),2), (dict(),4), (dict(scale='log'),4), (dict(kind='mfcc', n_mfcc=64, n_mels=64, deltas=1),4)):
+        fe = FrontEnd(8000, norm='data', top_db=60., **kw).fit([x[None]])
+        y = spec2wav(fe(x), fe)
+        assert isinstance(y, AudioTensor) and y.sr==8000 and y.shape==(1,8000)
+        a,b = (plain(FrontEnd(8000, norm=None, top_db=40.)(o))[...,5:-5] for o in (x,y))
+        assert (a-b).abs().mean() < eps, (kw, (a-b).abs().mean())
+
+def test_griffin_lim_one_frame(): assert griffin_lim(torch.rand(1,129,1), 80).isfinite().all()
+
+def test_inverse_mel():
+    fb = mel_filters(8000, 256, 40)
+    p = noise(129, 7).abs()
+    res = inverse_mel(fb@p, fb)
+    assert (res>=0).all()
+    close(fb@res/(fb@p), torch.ones(40,7), 0.05)
+
+def test_spec2wav_batch_keeps_lens():
+    fe = FrontEnd(8000, norm=None)
+    assert spec2wav(fe(pad_audio([clip(800), clip(1600)])), fe, n_iter=2).lens.tolist()==[800,1600]
+
+@pytest.mark.parametrize('kw', [dict(norm='clip'), dict(scale='pcen', norm=None), dict(center=False, norm=None)])
+def test_cannot_go_back(kw):
+    fe = FrontEnd(8000, **kw)
+    with pytest.raises(AudioError, match='expected'): spec2wav(fe(clip(2000)), fe)
+
+# The type
+
+def test_meta_survives():
+    fe = FrontEnd(8000, norm=None)
+    s = fe(pad_audio([clip(800), clip(1600)]))
+    for o in (s.clone(), s+1, pickle.loads(pickle.dumps(s)), copy.deepcopy(s), s.to(torch.float64), s.new_ones(s.shape)):
+        assert isinstance(o, AudioSpectrogram) and (o.sr,o.hop,o.scale,o.f_max)==(8000,80,'mel',4000.) and o.lens.tolist()==[11,21]
+    assert s[0].lens==11 and s[1:].lens.tolist()==[21] and s[...,15:].lens.tolist()==[0,6]
+    assert torch.stack([s[0],s[1]]).lens.tolist()==[11,21] and torch.cat([s,s]).lens.tolist()==[11,21]*2
+    assert s.mean().lens is None and s.dur==21*80/8000
+    assert [o.lens for o in s]==[11,21]
+
+@pytest.mark.parametrize('kw', [dict(), dict(htk=True), dict(kind='linear'), dict(kind='mfcc'), dict(deltas=2)])
+def test_show(kw):
+    plt = pytest.importorskip('matplotlib.pyplot')
+    plt.switch_backend('agg')
+    s = FrontEnd(8000, **kw)(pad_audio([clip(800), clip(1600)]))
+    ax = s[0].show(title='a', cbar=True)
+    assert ax.get_title()=='a' and abs(ax.get_xlim()[1]-0.11) < 1e-6
+    assert s[0].show(ctx=ax) is ax
+    plt.close('all')
+
+# In fastai
+
+def batches(): return [(clip(2000, i),torch.tensor(i)) for i in range(8)]
+
+def test_audio_to_spec_in_a_dataloader():
+    dl = TfmdDL(batches(), bs=4, num_workers=0, after_batch=[AudioToSpec(FrontEnd(8000))])
+    x,y = dl.one_batch()
+    assert type(x) is AudioSpectrogram and x.shape==(4,1,64,26) and y.tolist()==[0,1,2,3]
+    tfm = dl.after_batch.fs[0]
+    assert tfm.order==20 and tfm.front_end.fitted
+    assert abs(x.mean().item()) < 0.1 and abs(x.std().item()-1) < 0.1
+
+def test_audio_to_spec_types():
+    tfm = AudioToSpec(FrontEnd(8000))
+    x,y,z = tfm((clip(800),torch.tensor(3),torch.rand(2,3)))
+    assert type(x) is AudioSpectrogram and x.shape==(1,64,11) and y==3 and z.shape==(2,3)
+    with pytest.raises(AudioError, match='once|one `AudioToSpec`'): tfm(x)
+
+# Bad input
+
+@pytest.mark.parametrize('bad', [dict(n_mels=200), dict(f_max=5000.), dict(win=300, n_fft=256), dict(hop=0), dict(hop=-1), dict(n_fft=0), dict(sr=0),
+    dict(f_min=4000.), dict(f_min=-1.), dict(kind='Mel'), dict(scale='dB'), dict(norm='none'), dict(deltas=3), dict(kind='mfcc', n_mfcc=65), dict(top_db=0),
+    dict(power=0), dict(mel_norm='area'), dict(hop=80.5)])
+def test_impossible_settings(bad):
+    with pytest.raises(AudioError, match='got .*expected') as e: FrontEnd(**{**dict(sr=8000), **bad})
+    assert '\n' not in str(e.value)
+
+def test_unknown_settings():
+    with pytest.raises(AudioError, match='nfft.*expected'): FrontEnd.from_config(dict(sr=8000, nfft=256))
+
+def test_wrong_rate():
+    with pytest.raises(AudioError, match='16000 Hz.*8000 Hz'): FrontEnd(8000)(clip(800, sr=16000))
+    with pytest.raises(AudioError, match='16000 Hz.*8000 Hz'): FrontEnd(8000).fit([clip(800, sr=16000)[None]])
+
+def test_wrong_shapes():
+    for shape in ((800,), (1,1,1,800), (1,0)):
+        with pytest.raises(AudioError, match='shape'): FrontEnd(8000)(torch.zeros(shape))
+    with pytest.raises(AudioError, match='no batches'): FrontEnd(8000).fit([])
+    with pytest.raises(AudioError, match='interp'): deltas(torch.zeros(2,5), mode='interp')
+
+def test_empty_filters_warn():
+    with pytest.warns(AudioWarning, match='empty'): FrontEnd(44100, n_fft=512, n_mels=128)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for sr in (8000,11025,16000,22050,44100,48000): FrontEnd(sr)
+
+def test_mfcc_shape(): assert mfcc(torch.rand(2,1,40,9), 13).shape==(2,1,13,9)
+
+def test_db_per_clip():
+    x = torch.tensor([1.,1e-6]).view(2,1,1,1).expand(2,1,1,2)*torch.tensor([1.,1e-5])
+    assert np.allclose(to_db(x, 30).flatten(), [0,-30,-60,-90], atol=1e-3)
