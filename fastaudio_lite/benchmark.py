@@ -7,7 +7,7 @@ __all__ = ['benchmarks', 'machine', 'results_path', 'write_result', 'time_ratio'
            'bench_fsdd_official']
 
 # %% ../nbs/32_benchmark.ipynb #1144f840
-import json, os, platform
+import json, os, platform, re
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
@@ -24,9 +24,10 @@ from .spectrogram import FrontEnd
 # %% ../nbs/32_benchmark.ipynb #efb7e0ec
 def machine()->str: # Such as 'AMD EPYC, 2 cores, Linux, Python 3.11.7, torch 2.11.0'
     "The computer and the versions that a figure was measured with"
-    try: cpu = next(o.split(':')[1].strip() for o in Path('/proc/cpuinfo').read_text().splitlines() if o.startswith('model name'))
-    except (OSError, StopIteration): cpu = platform.processor() or platform.machine()
-    return f'{cpu}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__.split("+")[0]}'
+    try: cpu = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())[1]
+    except (OSError, TypeError): cpu = platform.processor() or platform.machine()
+    made = f'Python {platform.python_version()}, torch {torch.__version__.split("+")[0]}'
+    return f'{cpu}, {os.cpu_count()} cores, {platform.system()}, {made}'
 
 def results_path()->Path: # `results` of the repository, or of the working directory where this is installed without one
     "The folder that figures are written to"
@@ -46,8 +47,9 @@ def write_result(
     **more # Further figures, under their own keys
 )->dict: # What was written
     "Write `path/name.json`, whole or not at all"
-    res = dict(name=name, metric=metric, value=value, sd=sd, seeds=seeds, split=split, seconds=round(seconds, 1), machine=machine(),
-        command=f'fastaudio-lite benchmark {name}', date=date.today().isoformat(), version=fastaudio_lite.__version__, **more)
+    res = dict(name=name, metric=metric, value=value, sd=sd, seeds=seeds, split=split, seconds=round(seconds, 1),
+        machine=machine(), command=f'fastaudio-lite benchmark {name}', date=date.today().isoformat(),
+        version=fastaudio_lite.__version__, **more)
     fn = (path or results_path())/f'{name}.json'
     fn.parent.mkdir(parents=True, exist_ok=True)
     tmp = fn.with_suffix('.tmp')
@@ -78,31 +80,38 @@ def time_ratio(
 def _torchaudio_db():
     "torchaudio's log-mel features of the definition that `frontend` compares"
     from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
-    return torch.nn.Sequential(MelSpectrogram(16000, 400, hop_length=160, n_mels=80, norm='slaney', mel_scale='slaney', pad_mode='constant'),
-        AmplitudeToDB(top_db=80.))
+    mel = MelSpectrogram(16000, 400, hop_length=160, n_mels=80, norm='slaney', mel_scale='slaney', pad_mode='constant')
+    return torch.nn.Sequential(mel, AmplitudeToDB(top_db=80.))
 
 def _librosa_db(wav):
     import librosa
     power = librosa.feature.melspectrogram(y=wav[:,0].numpy(), sr=16000, n_fft=400, hop_length=160, n_mels=80)
     return librosa.power_to_db(power, ref=1., top_db=80.)
 
+def _compare_front_ends(bs, dur, n):
+    "Times and largest difference for `bs` clips of `dur` s: ours, torchaudio's, librosa's"
+    ours,theirs = FrontEnd(16000, n_fft=400, hop=160, n_mels=80, norm=None),_torchaudio_db()
+    wav = AudioTensor(torch.randn(bs, 1, dur*16000)*0.1, sr=16000)
+    plain = wav.as_subclass(torch.Tensor)
+    diff = (ours(wav).as_subclass(torch.Tensor) - theirs(plain)).abs().max().item()
+    ratio,a,b = time_ratio(lambda: ours(wav), lambda: theirs(plain), n*4 if bs==1 else n)
+    lib = time_ratio(lambda: _librosa_db(plain), lambda: theirs(plain), 3)[0]
+    return dict(ratio=round(ratio, 3), librosa=round(lib, 2), ours_ms=round(a*1e3, 2), torchaudio_ms=round(b*1e3, 2),
+        max_diff_db=diff)
+
+# %% ../nbs/32_benchmark.ipynb #14711126
+@torch.no_grad()
 def bench_frontend(
     n:int=25, # Calls of each
     path:Path|None=None, # Folder for `frontend.json`; None: `results_path()`
 )->dict: # What was written: the ratio for 64 clips of 5 s, and those for all three shapes under `ratios`
     "Log-mel features against torchaudio and librosa: one thread, interleaved medians; needs both installed"
-    t0,ours,theirs,rows = perf_counter(),FrontEnd(16000, n_fft=400, hop=160, n_mels=80, norm=None),_torchaudio_db(),{}
-    for bs,dur in ((1,5),(64,1),(64,5)):
-        wav = AudioTensor(torch.randn(bs, 1, dur*16000)*0.1, sr=16000)
-        plain = wav.as_subclass(torch.Tensor)
-        with torch.no_grad():
-            diff = (ours(wav).as_subclass(torch.Tensor)-theirs(plain)).abs().max().item()
-            ratio,a,b = time_ratio(lambda: ours(wav), lambda: theirs(plain), n*4 if bs==1 else n)
-            lib = time_ratio(lambda: _librosa_db(plain), lambda: theirs(plain), 3)[0]
-        rows[f'{bs}x{dur} s'] = dict(ratio=round(ratio, 3), librosa=round(lib, 2), ours_ms=round(a*1e3, 2), torchaudio_ms=round(b*1e3, 2), max_diff_db=diff)
+    t0 = perf_counter()
+    rows = {f'{bs}x{dur} s':_compare_front_ends(bs, dur, n) for bs,dur in ((1,5),(64,1),(64,5))}
     ratios = {k:v['ratio'] for k,v in rows.items()}
-    return write_result('frontend', 'time, torchaudio = 1', ratios['64x5 s'], perf_counter()-t0, 'noise, 16 kHz, n_fft 400, hop 160, 80 mels, 1 thread',
-        path=path, ratios=ratios, shapes=rows)
+    split = 'noise, 16 kHz, n_fft 400, hop 160, 80 mels, 1 thread'
+    return write_result('frontend', 'time, torchaudio = 1', ratios['64x5 s'], perf_counter()-t0, split, path=path,
+        ratios=ratios, shapes=rows)
 
 # %% ../nbs/32_benchmark.ipynb #fc4994ab
 def fsdd_run(
@@ -136,9 +145,11 @@ def bench_fsdd_official(
     files = L(files or sorted((get_data('fsdd')/'recordings').glob('*.wav')))
     t0,runs = perf_counter(),[fsdd_run(files, is_digit_test, s, epochs) for s in seeds]
     accs = torch.tensor([r['accuracy'] for r in runs], dtype=torch.float64)
-    split = f"takes 0-4 for testing ({runs[0]['n']}), 5-49 for training ({len(files)-runs[0]['n']}); the same speakers in both"
-    return write_result('fsdd-official', 'accuracy', round(accs.mean().item(), 5), perf_counter()-t0, split, round(accs.std(correction=0).item(), 5),
-        list(seeds), path, accuracies=[round(a, 5) for a in accs.tolist()], train_seconds=round(max(r['seconds'] for r in runs), 1), epochs=epochs)
+    n = runs[0]['n']
+    split = f'takes 0-4 for testing ({n}), 5-49 for training ({len(files)-n}); the same speakers in both'
+    more = dict(accuracies=[round(a, 5) for a in accs.tolist()], train_seconds=round(max(r['seconds'] for r in runs), 1))
+    return write_result('fsdd-official', 'accuracy', round(accs.mean().item(), 5), perf_counter()-t0, split,
+        round(accs.std(correction=0).item(), 5), list(seeds), path, epochs=epochs, **more)
 
 # %% ../nbs/32_benchmark.ipynb #02fba918
 benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official}

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.all import ifnone, patch
 
-from .audio import AudioError, AudioTensor, AudioWarning, audio_info, audio_windows, is_silent, load_audio, pad_audio
+from .audio import AudioError, AudioTensor, AudioWarning
+from .audio import audio_info, audio_windows, is_silent, load_audio, pad_audio
 from .spectrogram import FrontEnd
 
 # %% ../nbs/05_classifier.ipynb #c0c778c7
@@ -115,7 +116,8 @@ def _adapt(model, n_out, n_in):
     "A torchvision classifier with `n_in` channels in (weights summed over colours) and `n_out` classes out"
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     lins = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    c,new = convs[0],nn.Conv2d(n_in, convs[0].out_channels, convs[0].kernel_size, convs[0].stride, convs[0].padding, bias=convs[0].bias is not None)
+    c = convs[0]
+    new = nn.Conv2d(n_in, c.out_channels, c.kernel_size, c.stride, c.padding, bias=c.bias is not None)
     new.load_state_dict({**c.state_dict(), 'weight': c.weight.detach().sum(1, keepdim=True).repeat(1, n_in, 1, 1)/n_in})
     _swap(model, c, new)
     _swap(model, lins[-1], nn.Linear(lins[-1].in_features, n_out))
@@ -128,7 +130,7 @@ def _torchvision(name, n_out, n_in, pretrained):
 
 def _timm(name, n_out, n_in, pretrained):
     try: import timm
-    except ImportError as e: raise ValueError(f"got the architecture {name!r}, expected the package timm for it: pip install timm") from e
+    except ImportError as e: raise ValueError(f"got timm:{name}, expected the package timm: pip install timm") from e
     return timm.create_model(name, pretrained=pretrained, num_classes=n_out, in_chans=n_in)
 
 def create_model(
@@ -142,7 +144,8 @@ def create_model(
     name = arch_name(arch)
     if name=='AudioCNN': return AudioCNN(n_out, n_in, **kwargs)
     lib,_,nm = name.partition(':')
-    if lib not in ('torchvision','timm'): raise ValueError(f"got the architecture {name!r}, expected AudioCNN, torchvision:NAME or timm:NAME")
+    if lib not in ('torchvision','timm'):
+        raise ValueError(f"got the architecture {name!r}, expected AudioCNN, torchvision:NAME or timm:NAME")
     build = dict(torchvision=_torchvision, timm=_timm)[lib]
     return _with_weights(build, nm, n_out, n_in) if pretrained else build(nm, n_out, n_in, False)
 
@@ -179,7 +182,8 @@ class Classifier(nn.Module):
 
     def config(self)->dict: # All but the weights, ready for json
         "What `from_config` needs to build this again"
-        return dict(arch=self.arch, n_in=self.n_in, vocab=list(self.vocab), dur=self.dur, multi=self.multi, front_end=self.front_end.config())
+        return dict(arch=self.arch, n_in=self.n_in, vocab=list(self.vocab), dur=self.dur, multi=self.multi,
+            front_end=self.front_end.config())
 
     @classmethod
     def from_config(cls,
@@ -226,10 +230,11 @@ def predict(self:Classifier,
 def _prediction(self:Classifier, probs, silent):
     "A `Prediction` from the probabilities `(windows,n_out)` and which windows are silent"
     mean = probs[[i for i,s in enumerate(silent) if not s] or slice(None)].mean(0)
-    wins = [dict(start=i*self.hop, end=i*self.hop+self.dur, label=self.vocab[int(p.argmax())], prob=float(p.max()), silent=s)
-        for i,(p,s) in enumerate(zip(probs, silent))]
+    def _win(i, p, s):
+        return dict(start=i*self.hop, end=i*self.hop+self.dur, label=self.vocab[int(p.argmax())], prob=float(p.max()), silent=s)
+    wins = [_win(i, p, s) for i,(p,s) in enumerate(zip(probs, silent))] if len(probs)>1 else []
     i = int(mean.argmax())
-    return Prediction(self.vocab[i], float(mean[i]), dict(zip(self.vocab, mean.tolist())), wins if len(wins)>1 else [], all(silent))
+    return Prediction(self.vocab[i], float(mean[i]), dict(zip(self.vocab, mean.tolist())), wins, all(silent))
 
 # %% ../nbs/05_classifier.ipynb #ef7840c6
 def audio_learner(
@@ -255,11 +260,12 @@ def _from_learner(learn):
     "The parts of a `Classifier` from a trained `Learner`"
     dls = learn.dls
     fe = next((getattr(t, 'front_end') for t in dls.after_batch.fs if hasattr(t, 'front_end')), None)
-    if fe is None: raise AudioError("got a learner on waveforms, expected one whose batches are spectrograms: build its dls with a front end")
+    if fe is None:
+        raise AudioError("got a learner on waveforms, expected one whose batches are spectrograms: build its dls with a front end")
     crop = next((t.dur for t in dls.after_item.fs if hasattr(t, 'dur')), None)
     model = copy.deepcopy(learn.model).cpu()
-    return dict(front_end=copy.deepcopy(fe).cpu(), model=model, vocab=list(map(str, dls.vocab)), arch=learn.arch, n_in=learn.n_in,
-        multi=learn.multi, dur=crop or max(b[0].dur for b in islice(dls.valid, 10)))
+    return dict(front_end=copy.deepcopy(fe).cpu(), model=model, vocab=list(map(str, dls.vocab)), arch=learn.arch,
+        n_in=learn.n_in, multi=learn.multi, dur=crop or max(b[0].dur for b in islice(dls.valid, 10)))
 
 def _from_folder(path):
     "The parts of a `Classifier` that `save_pretrained` wrote"
