@@ -355,16 +355,22 @@ def _parts(fn):
     if not m: raise DataError(f"got {Path(fn).name}, expected a name such as 7_jackson_32.wav: digit, speaker, take")
     return m.groups()
 
-def digit_label(fn)->str: # '0' to '9'
+def digit_label(
+    fn, # Path or name, such as 7_jackson_32.wav
+)->str: # '0' to '9'
     "The digit spoken in `fn`"
     return _parts(fn)[0]
 
 # %% ../nbs/01_datasets.ipynb #593933cb
-def digit_speaker(fn)->str: # Such as 'jackson'
+def digit_speaker(
+    fn, # Path or name, such as 7_jackson_32.wav
+)->str: # Such as 'jackson'
     "Who speaks in `fn`"
     return _parts(fn)[1]
 
-def digit_take(fn)->int: # From 0
+def digit_take(
+    fn, # Path or name, such as 7_jackson_32.wav
+)->int: # From 0
     "Which of the speaker's recordings of this digit `fn` is"
     return int(_parts(fn)[2])
 
@@ -384,7 +390,9 @@ def digit_files(
         f"Starter set: {len(res)} synthetic recordings (get_data('fsdd') fetches the real ones, {mb(registry['fsdd'].size)})")
     return res
 
-def is_digit_test(fn)->bool: # Is it held out?
+def is_digit_test(
+    fn, # Path or name, such as 7_jackson_32.wav
+)->bool: # Is it held out?
     "FSDD's official test takes (0-4), or the starter set's held-out voices"
     if digit_speaker(fn) in _starter_voices(starter_path()): return digit_speaker(fn) in starter_test_voices
     return digit_take(fn)<5
@@ -403,7 +411,9 @@ def speaker_splitter(
     return partial(_split_on, held={spk} if isinstance(spk, str) else set(spk), key=key)
 
 # %% ../nbs/01_datasets.ipynb #f0eaba49
-def esc_fold(fn)->int: # 1 to 5
+def esc_fold(
+    fn, # Path or name, such as 1-100032-A.ogg
+)->int: # 1 to 5
     "The official cross-validation fold of an ESC-10 or ESC-50 clip"
     m = re.match(r'([1-5])-\d+-', Path(fn).name)
     if not m: raise DataError(f"got {Path(fn).name}, expected an ESC name such as 1-100032-A.ogg: fold, clip, take")
@@ -413,7 +423,9 @@ def esc_fold(fn)->int: # 1 to 5
 def _esc50_names(fn):
     with open(fn, newline='') as f: return {o['target']:o['category'] for o in csv.DictReader(f)}
 
-def esc_label(fn)->str: # Such as 'Dog bark' (ESC-10) or 'dog' (ESC-50)
+def esc_label(
+    fn, # Path of a clip, in its class folder or beside ESC-50's `meta`
+)->str: # Such as 'Dog bark' (ESC-10) or 'dog' (ESC-50)
     "The class of an ESC-10 or ESC-50 clip"
     p = Path(fn)
     if (m := re.fullmatch(r'\d+ - (.+)', p.parent.name)): return m[1]

@@ -110,11 +110,9 @@ def test_server_without_ranges_starts_again(root, server):
     assert left(root)==['toy']
 
 def test_complete_part_is_not_fetched_again(root, server, monkeypatch):
-    monkeypatch.setattr(datasets, '_install', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt): get_data('toy')
-    monkeypatch.undo()
-    monkeypatch.setenv('FASTAUDIO_LITE_DATA_PATH', str(root))
-    monkeypatch.setitem(registry, 'toy', DataSet('toy', '', f'http://127.0.0.1:{server.server_port}/toy.zip', 1, 'CC0', '*.wav', 4))
+    with monkeypatch.context() as m:
+        m.setattr(datasets, '_install', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt): get_data('toy')
     get_data('toy')
     assert server.asked==[0,len(server.body)] and left(root)==['toy']
 
