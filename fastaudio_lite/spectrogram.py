@@ -40,7 +40,7 @@ def _power(z, power):
 def _spec_rows(x, window, hop, f, power=2., center=True, pad_mode='constant'):
     "`f` of the power spectra of `x` `(N,T)`, in blocks of frames that fit the cache: `(N,frames,F)`"
     fr,n,per = _frames(x, len(window), hop, center, pad_mode)
-    bs = 512 if x.device.type=='cpu' else 2**16
+    bs = max((2**18 if x.device.type=='cpu' else 2**25)//len(window), 64)
     res = torch.cat([f(_power(torch.fft.rfft(o*window), power)) for o in fr.split(bs)])
     return res.as_strided((len(x), n, res.shape[1]), (per*res.shape[1], res.shape[1], 1))
 
