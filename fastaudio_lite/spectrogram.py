@@ -41,7 +41,8 @@ def _spec_rows(x, window, hop, f, power=2., center=True, pad_mode='constant'):
     "`f` of the power spectra of `x` `(N,T)`, in blocks of frames that fit the cache: `(N,frames,F)`"
     fr,n,per = _frames(x, len(window), hop, center, pad_mode)
     bs = max((2**18 if x.device.type=='cpu' else 2**25)//len(window), 64)
-    res = torch.cat([f(_power(torch.fft.rfft(o*window), power)) for o in fr.split(bs)])
+    res = [f(_power(torch.fft.rfft(o*window), power)) for o in fr.split(bs)]
+    res = res[0] if len(res)==1 else torch.cat(res)
     return res.as_strided((len(x), n, res.shape[1]), (per*res.shape[1], res.shape[1], 1))
 
 # %% ../nbs/02_spectrogram.ipynb #dd95798b
@@ -326,15 +327,26 @@ class FrontEnd(nn.Module):
         self._buffers_of(self.config())
 
 # %% ../nbs/02_spectrogram.ipynb #3f872264
+def _bands(mel, g=16):
+    "First row, number of rows and weights for each `g` filters of `mel` `(F,n_mels)`: all other rows are 0"
+    for w in mel.split(g, 1):
+        rows = w.sum(1).nonzero().flatten().tolist() or [0]
+        yield rows[0], rows[-1]-rows[0]+1, w[rows[0]:rows[-1]+1].contiguous()
+
 @patch
 def _buffers_of(self:FrontEnd, c):
     "Make window, filters, cosines and (not yet fitted) statistics"
     mel = None if self.kind=='linear' else mel_filters(*(c[k] for k in ('sr','n_fft','n_mels','f_min','f_max','mel_norm','htk'))).T
+    self.bands = []
+    for i,(a,n,w) in enumerate([] if mel is None else _bands(mel)):
+        self.register_buffer(f'mel_{i}', w, persistent=False)
+        self.bands.append((a, n, f'mel_{i}'))
     dct = dct_matrix(self.n_mfcc, self.n_mels).T if self.kind=='mfcc' else None
     for k,v in dict(window=_window(self.win, self.n_fft), mel=mel, dct=dct).items():
         self.register_buffer(k, None if v is None else v.contiguous(), persistent=False)
     for k,f in dict(mean=torch.zeros, std=torch.ones).items(): self.register_buffer(k, f(self.deltas+1, self.n_out, 1))
 
+# %% ../nbs/02_spectrogram.ipynb #75ca0605
 @patch(as_prop=True)
 def n_out(self:FrontEnd)->int: # Rows
     "Features a frame and channel"
@@ -390,7 +402,7 @@ def n_frames(self:FrontEnd,
 @patch
 def _block(self:FrontEnd, x):
     "Powers `(M,n_fft//2+1)` through the filters and, where it does not need the whole clip, the scale"
-    if self.mel is not None: x = x@self.mel
+    if self.bands: x = torch.cat([x.narrow(1, a, n)@getattr(self, k) for a,n,k in self.bands], 1)
     if self.scale=='db': return x.clamp_(min=1e-10**(self.power/2)).log10_().mul_(20/self.power)
     return x.clamp_(min=1e-10).log_() if self.scale=='log' else x
 
@@ -410,7 +422,7 @@ def features(self:FrontEnd,
     n = None if lens is None else self.n_frames(lens)
     if n is not None: x = x.masked_fill(~_mask(x, lens), 0)
     res = _spec_rows(x.flatten(0,1), self.window, self.hop, self._block, self.power, self.center)
-    res = res.unflatten(0, x.shape[:2]).transpose(2,3)
+    res = res.view(*x.shape[:2], *res.shape[1:]).transpose(2,3)
     if n is not None: res = res.masked_fill(~_mask(res, n), {'db':-100., 'log':math.log(1e-10)}.get(self.scale, 0.))
     res = self._scaled(res)
     if self.dct is not None: res = (res.transpose(2,3)@self.dct).transpose(2,3)
