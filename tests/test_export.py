@@ -1,0 +1,531 @@
+"Saved models: round trips, fresh processes, damaged and hostile folders, writing all or nothing"
+import errno, hashlib, json, os, pickle, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np, pytest, safetensors.torch, torch, torch.nn as nn
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from fastaudio_lite import export
+from fastaudio_lite.audio import AudioTensor
+from fastaudio_lite.classifier import AudioCNN, Classifier
+from fastaudio_lite.export import PretrainedError, _sum, from_pretrained, save_pretrained
+from fastaudio_lite.spectrogram import FrontEnd
+
+sr = 8000
+files = ['README.md', 'config.json', 'model.safetensors']
+
+def front_end(sr=sr, **kw): return FrontEnd(sr=sr, **kw).config()
+
+def make(arch='AudioCNN', vocab='zero one two'.split(), seed=0, **kw):
+    "A classifier with weights and statistics that no fresh one has"
+    torch.manual_seed(seed)
+    cfg = dict(arch=arch, n_in=1, vocab=vocab, dur=0.6, multi=False, front_end=front_end(n_mels=32))
+    clf = Classifier.from_config({**cfg, **kw})
+    for k,v in clf.state_dict().items():
+        if v.is_floating_point(): v.add_(torch.rand_like(v)/20)
+    return clf
+
+def sound(n=4000, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return AudioTensor(torch.rand(1, n, generator=g)-0.5, sr=sr)
+
+@pytest.fixture(scope='session')
+def clf(): return make()
+
+figures = dict(accuracy=0.5, split='none', n=2, seeds=1)
+
+@pytest.fixture(scope='session')
+def saved(clf, tmp_path_factory): return save_pretrained(clf, tmp_path_factory.mktemp('models')/'digits', figures)
+
+@pytest.fixture
+def copy(saved, tmp_path): return shutil.copytree(saved, tmp_path/'copy')
+
+def config(folder): return json.loads((folder/'config.json').read_text(encoding='utf-8'))
+def weights(folder): return safetensors.torch.load_file(folder/'model.safetensors')
+
+def forge(folder, d=None, tensors=None):
+    "Rewrite the folder with sums that fit, as an enemy would"
+    d,tensors = config(folder) if d is None else d,weights(folder) if tensors is None else tensors
+    raw = safetensors.torch.save(tensors, {'config_sha256':_sum(d['kind'], d['config'])})
+    d['weights']['sha256'] = hashlib.sha256(raw).hexdigest()
+    (folder/'model.safetensors').write_bytes(raw)
+    (folder/'config.json').write_text(json.dumps(d), encoding='utf-8')
+    return folder
+
+def refused(folder, text, **kw):
+    "The folder is refused in one sentence that holds `text`"
+    with pytest.raises(PretrainedError) as e: from_pretrained(folder, **kw)
+    msg = str(e.value)
+    assert text in msg, msg
+    assert len(msg)<600
+
+# Round trips
+@pytest.mark.parametrize('kw', [{}, dict(multi=True), dict(n_in=2), dict(vocab=['só', '一', 'a|b `c`\n'], dur=3),
+    dict(front_end=front_end(kind='mfcc', deltas=2, n_mels=32, norm='clip'), n_in=3),
+    dict(front_end=front_end(16000, kind='linear', scale='log', f_min=20))])
+def test_round_trip(kw, tmp_path):
+    old = make(**kw)
+    new = from_pretrained(save_pretrained(old, tmp_path/'m'))
+    C = 2 if kw.get('n_in')==2 else 1
+    wav = AudioTensor(torch.rand(3, C, 4000)-0.5, sr=old.sr, lens=torch.tensor([4000,2500,900]))
+    with torch.no_grad(): assert torch.equal(old(wav), new(wav))
+    assert new.config()==old.config() and new.vocab==old.vocab and not new.training
+    assert all(torch.equal(v, new.state_dict()[k]) for k,v in old.state_dict().items())
+
+@pytest.mark.parametrize('arch', ['torchvision:mobilenet_v3_small', 'timm:mobilenetv3_small_050'])
+def test_backbones(arch, tmp_path):
+    old = make(arch)
+    new = from_pretrained(save_pretrained(old, tmp_path/'m'))
+    a,b = (c.predict(sound()).probs for c in (old,new))
+    assert a.keys()==b.keys() and np.allclose(list(a.values()), list(b.values()), atol=1e-6)
+
+text = st.text(st.characters(codec='utf-8'), max_size=12)
+
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(vocab=st.lists(text, min_size=1, max_size=40, unique=True), n=st.integers(300, 20000),
+    figures=st.dictionaries(text, st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), text)))
+def test_any_names(vocab, n, figures, tmp_path):
+    old = make(vocab=vocab)
+    folder = save_pretrained(old, tmp_path/'m', figures)
+    new = from_pretrained(folder)
+    assert new.vocab==vocab and config(folder)['figures']==figures
+    a,b = old.predict(sound(n)),new.predict(sound(n))
+    assert a==b
+
+def test_same_bytes(clf, saved, tmp_path):
+    again = save_pretrained(clf, tmp_path/'digits', figures)
+    assert all((again/o).read_bytes()==(saved/o).read_bytes() for o in files)
+    assert (config(save_pretrained(from_pretrained(saved), tmp_path/'2'))['weights'])==config(saved)['weights']
+
+def test_long_sound_repeats(clf, saved):
+    wav,new = sound(5*sr),from_pretrained(saved)
+    assert clf.predict(wav)==new.predict(wav)==new.predict(wav) and len(new.predict(wav).windows)>5
+
+@pytest.mark.parametrize('dtype,eps', [(torch.float16,2e-3), (torch.bfloat16,2e-2)])
+def test_half(clf, saved, tmp_path, dtype, eps):
+    folder = save_pretrained(clf, tmp_path/'m', dtype=dtype)
+    assert (folder/'model.safetensors').stat().st_size < 0.55*(saved/'model.safetensors').stat().st_size
+    new = from_pretrained(folder)
+    assert all(v.dtype in (torch.float32, torch.int64) for v in new.state_dict().values())
+    assert np.allclose(list(new.predict(sound()).probs.values()), list(clf.predict(sound()).probs.values()), atol=eps)
+
+def test_generator_untouched(saved, tmp_path):
+    torch.manual_seed(1)
+    want = torch.rand(3)
+    torch.manual_seed(1)
+    save_pretrained(from_pretrained(saved), tmp_path/'m')
+    assert torch.equal(torch.rand(3), want)
+
+def test_fresh_process(saved, clf, tmp_path):
+    "Same probabilities to 1e-6, and neither training half nor pickle: nothing else may be imported"
+    fn = tmp_path/'a.wav'
+    sound().save(fn)
+    code = '''
+import json, pickle, sys
+def no(*args, **kwargs): raise AssertionError('unpickled')
+from fastaudio_lite.export import from_pretrained
+light = [o for o in ('fastaudio_lite.classifier','fastai','matplotlib') if o in sys.modules]
+import fastaudio_lite.classifier, torch
+pickle.load = pickle.loads = pickle.Unpickler = torch.load = no
+said = from_pretrained(sys.argv[1]).predict(sys.argv[2])
+heavy = 'fastai.learner fastai.vision fastai.data.core fastai.basics torchvision torchaudio librosa sklearn timm IPython'.split()
+print(json.dumps([said.probs, light, [o for o in heavy if o in sys.modules]]))
+'''
+    res = subprocess.run([sys.executable, '-c', code, saved, fn], capture_output=True, text=True, cwd=tmp_path)
+    assert res.returncode==0, res.stderr
+    probs,light,heavy = json.loads(res.stdout)
+    assert np.allclose([probs[o] for o in clf.vocab], [clf.predict(fn).probs[o] for o in clf.vocab], atol=1e-6)
+    assert light==heavy==[]
+
+def test_classifier_takes_folder(saved, clf):
+    for o in (saved, str(saved)): assert Classifier(o).predict(sound())==clf.predict(sound())
+
+# What is in the folder
+def test_files(saved, clf):
+    d = config(saved)
+    assert sorted(o.name for o in saved.iterdir())==files
+    assert (d['format'], d['format_version'], d['kind'])==('fastaudio_lite', 1, 'classifier')
+    assert d['config']==json.loads(json.dumps(clf.config()))
+    assert d['versions']['torch']==torch.__version__.partition('+')[0] and d['figures']['accuracy']==0.5
+    assert d['weights']['n_params']==sum(o.numel() for o in clf.parameters())
+    if os.name=='posix': assert oct(saved.stat().st_mode & 0o777)==oct(0o777 & ~_umask())
+
+def _umask():
+    res = os.umask(0)
+    os.umask(res)
+    return res
+
+def test_card(saved, clf, tmp_path):
+    card = (saved/'README.md').read_text(encoding='utf-8')
+    for o in ('`zero`, `one`, `two`', '| accuracy | 0.5 |', 'AudioCNN', '8000 Hz', "from_pretrained('digits')", f"{sum(o.numel() for o in clf.parameters()):,}"): assert o in card
+    assert 'Not measured' not in card
+    assert 'Not measured' in (save_pretrained(clf, tmp_path/'m')/'README.md').read_text(encoding='utf-8')
+
+def test_card_code_runs(saved, clf, tmp_path, monkeypatch, capsys):
+    "The three lines of the card do as they say"
+    code = (saved/'README.md').read_text(encoding='utf-8').partition('```python\n')[2].partition('```')[0]
+    assert len(code.strip().splitlines())==3
+    sound().save(tmp_path/'sound.wav')
+    monkeypatch.chdir(shutil.copytree(saved, tmp_path/'digits').parent)
+    exec(code, {})
+    assert capsys.readouterr().out.strip()==clf.predict(sound()).label
+
+def test_figures_of_numpy_and_torch(clf, tmp_path):
+    folder = save_pretrained(clf, tmp_path/'m', dict(a=np.float32(0.5), b=torch.tensor(2), c=dict(d=[1,2])))
+    assert config(folder)['figures']==dict(a=0.5, b=2, c=dict(d=[1,2]))
+
+@pytest.mark.parametrize('figures', [dict(a=float('nan')), dict(a=object()), dict(a=b'1'), dict(a=np.float32('inf'))])
+def test_bad_figures(clf, tmp_path, figures):
+    with pytest.raises(PretrainedError, match='figures that json cannot hold'): save_pretrained(clf, tmp_path/'m', figures)
+    assert not list(tmp_path.iterdir())
+
+# Learners
+class _Dls: pass
+
+def test_own_network(tmp_path):
+    learn = _Dls()
+    learn.dls,learn.arch,learn.model = 1,None,nn.Linear(2, 2)
+    with pytest.raises(PretrainedError, match=r'network of your own \(Linear\).*arch=AudioCNN'): save_pretrained(learn, tmp_path/'m')
+    del learn.arch
+    with pytest.raises(PretrainedError, match='network of your own'): save_pretrained(learn, tmp_path/'m')
+    assert not list(tmp_path.iterdir())
+
+def test_learner(tmp_path):
+    from fastaudio_lite.data import AudioDataLoaders
+    from fastaudio_lite.classifier import audio_learner
+    xs = [(sound(3000+100*i, i).numpy(), sr) for i in range(12)]
+    dls = AudioDataLoaders.from_lists('.', xs, list('ab'*6), valid_pct=0.5, seed=0, bs=3, num_workers=0,
+        front_end=FrontEnd(sr=sr, n_mels=32))
+    learn = audio_learner(dls)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    folder = save_pretrained(learn, tmp_path/'m')
+    figures,new = config(folder)['figures'],from_pretrained(folder)
+    assert figures['epochs']==1 and figures['measured_on']=='validation set, 6 clips' and 0<=figures['accuracy']<=1
+    assert new.predict(xs[0])==Classifier(learn).predict(xs[0])
+    own = audio_learner(dls, arch=AudioCNN(2, 1, (4,8)))
+    with pytest.raises(PretrainedError, match='network of your own'): save_pretrained(own, tmp_path/'own')
+    learn.model = AudioCNN(2, 1, (4,8))
+    with pytest.raises(PretrainedError, match='its config does not describe'): save_pretrained(learn, tmp_path/'own')
+    assert not (tmp_path/'own').exists()
+
+# What cannot be saved
+class Sub(Classifier): "Code that would be lost"
+
+@pytest.mark.parametrize('obj', [nn.Linear(2, 2), 'model', None, AudioCNN(2)])
+def test_no_kind(obj, tmp_path):
+    with pytest.raises(PretrainedError, match='expected a learner of'): save_pretrained(obj, tmp_path/'m')
+
+def test_subclass(clf, tmp_path):
+    sub = Sub({k:getattr(clf, k) for k in 'front_end model vocab arch n_in multi dur'.split()})
+    with pytest.raises(PretrainedError, match='got a Sub'): save_pretrained(sub, tmp_path/'m')
+
+@pytest.mark.parametrize('change,text', [(dict(arch=None), 'network of your own'), (dict(arch='timm:hf_hub:a/b'), 'got the architecture'), (dict(vocab=['a','a','b']), 'come twice'),
+    (dict(vocab=['a','b']), 'got weights for 3 classes'), (dict(dur=float('nan')), 'json cannot hold'), (dict(dur=-1), 'got dur=-1'), (dict(n_in=2), 'weights')])
+def test_bad_object(change, text, tmp_path):
+    c = make()
+    for k,v in change.items(): setattr(c, k, v)
+    with pytest.raises(PretrainedError, match=text): save_pretrained(c, tmp_path/'m')
+    assert not list(tmp_path.iterdir())
+
+def test_not_finite(tmp_path):
+    c = make()
+    c.model.head.bias.data[0] = float('nan')
+    with pytest.raises(PretrainedError, match='in model.head.bias.*diverged'): save_pretrained(c, tmp_path/'m')
+    c.model.head.bias.data[0] = 1e6
+    with pytest.raises(PretrainedError, match='do not fit torch.float16'): save_pretrained(c, tmp_path/'m', dtype=torch.float16)
+    with pytest.raises(PretrainedError, match='got dtype='): save_pretrained(c, tmp_path/'m', dtype=torch.int8)
+    assert not list(tmp_path.iterdir())
+
+# A kind of one's own
+class Toy(nn.Module):
+    "The least that a kind must have; `a` and `b` share memory"
+    def __init__(self, n=3, big=1):
+        super().__init__()
+        self.n,self.big,self.a,self.k = n,big,nn.Parameter(torch.randn(n)),nn.Buffer(torch.tensor(7))
+        self.b = self.a
+        self.register_buffer('table', torch.empty(big, dtype=torch.uint8), persistent=False)
+    def config(self): return dict(n=self.n, big=self.big)
+    @classmethod
+    def from_config(cls, cfg): return cls(**cfg)
+
+@pytest.fixture
+def toy(monkeypatch): monkeypatch.setitem(export.kinds, 'toy', f'{__name__}:Toy')
+
+def test_other_kind(toy, tmp_path, saved):
+    old = Toy()
+    folder = save_pretrained(old, tmp_path/'toy')
+    new = from_pretrained(folder, kind='toy')
+    assert type(new) is Toy and torch.equal(new.a, old.a) and new.k==7
+    assert 'kind toy' in (folder/'README.md').read_text(encoding='utf-8')
+    refused(folder, 'got a toy', kind='classifier')
+    refused(saved, 'got a classifier', kind='toy')
+
+@pytest.mark.parametrize('cfg,text', [(dict(n=3), 'lacks big'), (dict(n=3, big=1, x=1), 'no toy can be built'), (dict(n='3', big=1), 'no toy can be built'),
+    (dict(n=10**12, big=1), 'a of shape (3,)'), (dict(n=3, big=2**40), 'needs 1099.5 GB'), ({}, 'lacks big'), (dict(n=2, big=1), 'expected (2,)')])
+def test_other_kind_config(toy, tmp_path, cfg, text):
+    folder = save_pretrained(Toy(), tmp_path/'toy')
+    refused(forge(folder, {**config(folder), 'config':cfg}), text)
+
+# Folders that are no models
+def test_missing(saved, tmp_path):
+    refused(tmp_path/'nothing', 'there is none, and nothing is downloaded')
+    refused('somebody/model', 'nothing is downloaded')
+    refused(saved/'config.json', 'expected the folder that holds it')
+    refused(tmp_path, 'without config.json')
+
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors'])
+def test_missing_file(copy, name):
+    (copy/name).unlink()
+    refused(copy, f'without {name}')
+    (copy/name).mkdir()
+    refused(copy, f'without {name}')
+
+@pytest.mark.parametrize('raw', [b'', b'{', b'\xff\xfe', b'{"a":'*5000, b'[' * 100000, b'1'*5000, b'nothing'])
+def test_no_json(copy, raw):
+    (copy/'config.json').write_bytes(raw)
+    refused(copy, 'which is no json')
+
+@pytest.mark.parametrize('d', [[], 1, None, 'x', {}, {'architectures':['Wav2Vec2']}, {'format':'other'}, {'format':['fastaudio_lite']}])
+def test_json_of_another_kind(copy, d):
+    (copy/'config.json').write_text(json.dumps(d))
+    refused(copy, 'json of another kind')
+
+def test_huge_config(copy):
+    with open(copy/'config.json', 'r+b') as f: f.truncate(2**34)
+    t = time.perf_counter()
+    refused(copy, 'expected at most 17')
+    assert time.perf_counter()-t < 1
+
+@pytest.mark.parametrize('key,val,text', [('format_version', 2, 'upgrade'), ('format_version', '1', 'a whole number'), ('format_version', 0, 'a whole number'), ('format_version', None, 'a whole number'),
+    ('kind', 'os:system', 'expected one of classifier'), ('kind', 'Classifier', 'expected one of'), ('kind', ['classifier'], 'expected one of'), ('kind', None, 'expected one of'),
+    ('config', [], 'expected a dict'), ('config', None, 'expected a dict'), ('config', {}, 'the config lacks'), ('extra', 1, 'unknown key extra')])
+def test_about(copy, key, val, text): refused(_set(copy, **{key:val}), text)
+
+def _set(folder, **kw):
+    (folder/'config.json').write_text(json.dumps({**config(folder), **kw}))
+    return folder
+
+@pytest.mark.parametrize('key', 'kind config figures weights versions'.split())
+def test_about_lacks(copy, key):
+    d = config(copy)
+    del d[key]
+    (copy/'config.json').write_text(json.dumps(d))
+    refused(copy, f'lacks {key}')
+
+@pytest.mark.parametrize('w', [None, [], {}, 'x', {'sha256':1}])
+def test_about_weights(copy, w): refused(_set(copy, weights=w), 'changed after saving')
+
+def test_newer_version_says_whose(copy): refused(_set(copy, format_version=7, versions=dict(fastaudio_lite='3.1')), '(fastaudio_lite 3.1)')
+
+# Configs, with sums that fit
+def test_each_key_is_needed(copy):
+    d = config(copy)
+    for k in d['config']: refused(forge(copy, {**d, 'config':{o:v for o,v in d['config'].items() if o!=k}}), f'lacks {k}')
+    fe = d['config']['front_end']
+    for k in fe:
+        cfg = {**d['config'], 'front_end':{o:v for o,v in fe.items() if o!=k}}
+        refused(forge(copy, {**d, 'config':cfg}), f'front_end.{k}')
+
+vals = [None, True, 0, -1, 1.5, 10**9, 10**30, 1e300, '', 'x', [], [1], ['a']*3, {}, {'a':1}, 'os:system', '../x', 'timm:hf_hub:a/b', 'torchvision:nothing', 'timm:vit_giant_patch14_dinov2']
+
+@pytest.mark.parametrize('key', 'arch n_in vocab dur multi front_end'.split())
+def test_absurd_values(copy, key):
+    d = config(copy)
+    for v in vals:
+        forge(copy, {**d, 'config':{**d['config'], key:v}})
+        try: c = from_pretrained(copy)
+        except PretrainedError as e: assert len(str(e))<600
+        else: assert (key,v) in [('dur',1.5), ('multi',True)] and c.config()[key]==v
+
+def test_absurd_front_end(copy):
+    d,t = config(copy),time.perf_counter()
+    fe = d['config']['front_end']
+    for key in fe:
+        for v in [None, True, -1, 1.5, 10**9, 1e300, 'x', [1]]:
+            forge(copy, {**d, 'config':{**d['config'], 'front_end':{**fe, key:v}}})
+            try: c = from_pretrained(copy)
+            except PretrainedError as e: assert len(str(e))<600
+            else: assert c.front_end.config()[key]==v
+    assert time.perf_counter()-t < 20
+
+def test_no_attribute_is_set(copy):
+    d = config(copy)
+    for k in ('forward', 'predict', '__class__', 'training', 'model'): refused(forge(copy, {**d, 'config':{**d['config'], k:'x'}}), f'unknown key {k}')
+
+@pytest.mark.parametrize('fe', [dict(n_fft=2**34), dict(n_fft=2**16, win=2**16, n_mels=2**15), dict(kind='linear', n_fft=2**34),
+    dict(hop=2**40), dict(sr=10**9)])
+def test_front_end_too_large(copy, fe):
+    d,t = config(copy),time.perf_counter()
+    refused(forge(copy, {**d, 'config':{**d['config'], 'front_end':{**d['config']['front_end'], **fe}}}), 'front_end')
+    assert time.perf_counter()-t < 2
+
+@pytest.mark.parametrize('arch', ['timm:vit_giant_patch14_dinov2', 'torchvision:regnet_y_128gf'])
+@pytest.mark.filterwarnings('ignore')
+def test_giant_is_not_built(copy, arch):
+    import resource
+    d = config(copy)
+    forge(copy, {**d, 'config':{**d['config'], 'arch':arch}})
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(copy, 'weights file lacks')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-used < 500_000
+
+def test_many_names(copy):
+    d = config(copy)
+    refused(forge(copy, {**d, 'config':{**d['config'], 'vocab':[str(i) for i in range(200_000)]}}), 'got weights for 3 classes')
+
+@pytest.mark.parametrize('vocab', [['zero','one'], ['zero','one','two','three']])
+def test_vocab_length(copy, vocab):
+    d = config(copy)
+    d['config']['vocab'] = vocab
+    (copy/'config.json').write_text(json.dumps(d))
+    refused(copy, f'got weights for 3 classes (model.head.weight), expected {len(vocab)}')
+
+def test_vocab_order(copy):
+    d = config(copy)
+    d['config']['vocab'].reverse()
+    (copy/'config.json').write_text(json.dumps(d))
+    refused(copy, 'config that was changed after saving')
+
+# Weights
+@pytest.mark.parametrize('text,change', [
+    ('lacks model.head.bias', lambda t: t.pop('model.head.bias')),
+    ('more than expected: more', lambda t: t.update(more=torch.zeros(1))),
+    ('lacks', lambda t: t.clear()),
+    ('of shape (1, 3, 256)', lambda t: t.update({'model.head.weight':t['model.head.weight'][None]})),
+    ('of shape (3, 255)', lambda t: t.update({'model.head.weight':t['model.head.weight'][:,1:].contiguous()})),
+    ('type I64', lambda t: t.update({'model.head.weight':t['model.head.weight'].long()})),
+    ('type F32', lambda t: t.update({k:v.float() for k,v in t.items()}))])
+def test_other_tensors(copy, text, change):
+    t = weights(copy)
+    change(t)
+    refused(forge(copy, tensors=t), text)
+
+def test_other_models_weights(copy, tmp_path):
+    other = save_pretrained(make(seed=1), tmp_path/'other')
+    shutil.copy(other/'model.safetensors', copy)
+    refused(copy, 'contents that were changed after saving')
+
+@pytest.mark.parametrize('cut', [0, 1, 7, 8, 100, -1, -1000])
+def test_truncated(copy, cut):
+    fn = copy/'model.safetensors'
+    fn.write_bytes(fn.read_bytes()[:cut])
+    refused(copy, 'cut off, damaged or no safetensors file')
+
+def test_longer(copy):
+    with open(copy/'model.safetensors', 'ab') as f: f.write(b'x')
+    refused(copy, 'cut off, damaged')
+
+def _header(d, n=None):
+    raw = d if isinstance(d, bytes) else json.dumps(d).encode()
+    return (len(raw) if n is None else n).to_bytes(8, 'little')+raw
+
+def _t(shape, *at, dtype='F32'): return dict(dtype=dtype, shape=shape, data_offsets=at)
+
+no_tensors = [_header({}, n) for n in (2**63, 2**64-1, 2**40, 0)] + [_header(o) for o in (b'nothing', [], b'[' * 10000)]
+bad_tensors = [_t([2**40], 0, 2**42), _t([2**32,2**32,2**32], 0, 4), _t([1], 4, 0), _t([-1], 0, 4), _t([1], 0, 4, dtype='X9'),
+    _t([1], 2**63, 2**63+4)]
+
+@pytest.mark.parametrize('raw', [*no_tensors, *(_header({'a':o})+b'abcd' for o in bad_tensors),
+    _header({'a':_t([1], 0, 4), 'b':_t([1], 0, 4)})+b'abcd', pickle.dumps([1,2,3])])
+def test_hostile_header(copy, raw):
+    (copy/'model.safetensors').write_bytes(raw)
+    t = time.perf_counter()
+    refused(copy, 'cut off, damaged or no safetensors file')
+    assert time.perf_counter()-t < 1
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 10**9), st.integers(1, 255))
+def test_any_byte(saved, tmp_path, at, x):
+    "No byte of the weights or the config can change unseen, and nothing but a PretrainedError comes of it"
+    bad = tmp_path/'bad'
+    for name in ('model.safetensors', 'config.json'):
+        shutil.copytree(saved, bad, dirs_exist_ok=True)
+        raw = bytearray((bad/name).read_bytes())
+        raw[at%len(raw) if at%2 else at%min(len(raw), 4000)] ^= x
+        (bad/name).write_bytes(raw)
+        try: c = from_pretrained(bad)
+        except PretrainedError: continue
+        assert name=='config.json' and c.config()==config(saved)['config']
+
+def test_pickle_does_not_run(copy, tmp_path):
+    class Gift:
+        def __reduce__(self): return (tmp_path/'ran').touch, ()
+    (copy/'model.safetensors').write_bytes(pickle.dumps(Gift()))
+    torch.save(Gift(), copy/'pytorch_model.bin')
+    refused(copy, 'no safetensors file')
+    assert not (tmp_path/'ran').exists()
+
+# Writing
+def test_replaces_its_own(clf, copy):
+    save_pretrained(make(vocab=['a','b']), copy)
+    assert from_pretrained(copy).vocab==['a','b'] and os.listdir(copy.parent)==['copy']
+
+def test_new_places(clf, tmp_path, monkeypatch):
+    (tmp_path/'empty').mkdir()
+    for o in (tmp_path/'a'/'b'/'c', tmp_path/'empty', str(tmp_path/'mit leerem raum, é')): assert from_pretrained(save_pretrained(clf, o)).vocab==clf.vocab
+    monkeypatch.chdir(tmp_path)
+    assert save_pretrained(clf, 'here')==tmp_path.resolve()/'here'
+    (tmp_path/'link').symlink_to(tmp_path/'here')
+    assert save_pretrained(clf, 'link')==tmp_path.resolve()/'here' and (tmp_path/'link').is_symlink()
+
+@pytest.mark.parametrize('what', [{'notes.txt':''}, {'config.json':'{}'}, {'README.md':'my project'}, {'config.json':'{'}, {'model.safetensors':'x'}, {'.git':None}])
+def test_others_folders_are_safe(clf, tmp_path, what):
+    for k,v in what.items(): (tmp_path/k).write_text(v) if v is not None else (tmp_path/k).mkdir()
+    with pytest.raises(PretrainedError, match='which holds'): save_pretrained(clf, tmp_path)
+    assert sorted(os.listdir(tmp_path))==sorted(what)
+    assert all((tmp_path/k).read_text()==v for k,v in what.items() if v is not None)
+
+def test_own_folder_with_notes(clf, copy):
+    (copy/'notes.txt').write_text('mine')
+    with pytest.raises(PretrainedError, match='which holds notes.txt'): save_pretrained(clf, copy)
+    assert (copy/'notes.txt').read_text()=='mine'
+
+def test_file_in_the_way(clf, saved, tmp_path):
+    (tmp_path/'f').write_text('x')
+    with pytest.raises(PretrainedError, match='got the file'): save_pretrained(clf, tmp_path/'f')
+    with pytest.raises(PretrainedError, match='cannot write|got the file'): save_pretrained(clf, tmp_path/'f'/'m')
+    assert (tmp_path/'f').read_text()=='x'
+
+@pytest.mark.parametrize('name', files)
+@pytest.mark.parametrize('err', [OSError(errno.ENOSPC, 'No space left on device'), KeyboardInterrupt()])
+def test_all_or_nothing(saved, copy, monkeypatch, name, err):
+    "Whatever fails at whichever file, the old model stays and nothing else is there"
+    real = {o:getattr(Path, o) for o in ('write_text', 'write_bytes')}
+    def failing(which):
+        def _inner(self, data, *args, **kwargs):
+            if self.name!=name: return real[which](self, data, *args, **kwargs)
+            real[which](self, data[:len(data)//2], *args, **kwargs)
+            raise err
+        return _inner
+    for o in real: monkeypatch.setattr(Path, o, failing(o))
+    for folder in (copy, copy.parent/'new'):
+        with pytest.raises((KeyboardInterrupt,PretrainedError)): save_pretrained(make(vocab=['a','b']), folder)
+    monkeypatch.undo()
+    assert os.listdir(copy.parent)==['copy']
+    assert all((copy/o).read_bytes()==(saved/o).read_bytes() for o in files)
+
+@pytest.mark.parametrize('nth', [1,2])
+def test_rename_fails(saved, copy, monkeypatch, nth):
+    "Also if the very last step fails, the old model is back"
+    real,calls = os.rename,[]
+    def rename(a, b):
+        calls.append(a)
+        if len(calls)==nth: raise KeyboardInterrupt
+        real(a, b)
+    monkeypatch.setattr(export.os, 'rename', rename)
+    with pytest.raises(KeyboardInterrupt): save_pretrained(make(vocab=['a','b']), copy)
+    assert os.listdir(copy.parent)==['copy'] and (copy/'config.json').read_bytes()==(saved/'config.json').read_bytes()
+
+@pytest.mark.skipif(os.name!='posix', reason='limits of a process are set the posix way')
+def test_disk_full(copy, tmp_path):
+    "A limit on the size of files is as near to a full disk as a test gets"
+    import resource
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+        with pytest.raises(PretrainedError, match='cannot write .*nothing was changed'): save_pretrained(make(vocab=['a','b']), copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert from_pretrained(copy).vocab==['zero','one','two'] and os.listdir(tmp_path)==['copy']
