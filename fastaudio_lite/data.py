@@ -253,13 +253,20 @@ def hear_batch(
     max_dur:float=1., # Longest playing time of each in s
 ): # IPython's player
     "Play the first `n` clips of a batch in a row, as the model gets them: cropped, augmented; targets are the title"
-    dl = getattr(dl, 'train', dl)
+    if isinstance(dl, DataLoaders): dl = dl.train
     dl = dl.new(after_batch=dl.after_batch.fs.filter(lambda t: t.order<AudioToSpec.order))
     wavs,*ys = dl.one_batch()
     tls = dl.dataset.tls[-len(ys):] if ys else []
     titles = ['; '.join(_name(tl.decode(y[i])) for tl,y in zip(tls, ys)) for i in range(min(n, len(wavs)))]
     x = [F.pad(o.trimmed()[:, :dur2n(max_dur, o.sr)], (0,dur2n(0.2, o.sr))) for o in wavs[:n]]
     return torch.cat(x, -1).hear(n*(max_dur+0.2), ' · '.join(titles))
+
+def _file_name(tl, o):
+    "The name of the file that the item `o` of `tl` stands for, whatever else is in the item"
+    for f in tl.tfms.fs:
+        if isinstance(f, OpenAudio): break
+        o = f(o)
+    return Path(o).name if isinstance(o, (str,Path)) else 'a sound in memory'
 
 def hear_top_losses(
     interp:Interpretation, # Of a learner on sound
@@ -271,7 +278,7 @@ def hear_top_losses(
     x,y = interp.dl.dataset.tls[:2]
     for i in range(len(items)):
         o = items.iloc[i] if hasattr(items, 'iloc') else items[i]
-        print(f"{getattr(o, 'name', o)}: {_name(y.decode(y.tfms(o)))}")
+        print(f"{_file_name(x, o)}: {_name(y.decode(y.tfms(o)))}")
         display(x.tfms(o).hear(max_dur))
 
 # %% ../nbs/04_data.ipynb #f12a6aa5
@@ -301,16 +308,16 @@ def _check_labels(dls):
 def _check_folders(path, folders):
     "Raise where none of `folders` is in `path`; warn where a class folder holds no audio"
     roots = [Path(path)/f for f in folders or ['']]
-    if not any(r.is_dir() for r in roots):
-        raise ValueError(f"got {path} without {' and '.join(map(str, folders or ['any folder']))}, expected these folders: "
+    if folders and Path(path).is_dir() and not any(r.is_dir() for r in roots):
+        raise ValueError(f"got {path} without {' and '.join(folders)}, expected these folders: "
             "name them with `train` and `valid`, or give valid_pct=0.2 for a random split")
     for d in [d for r in roots if r.is_dir() for d in sorted(r.iterdir()) if d.is_dir() and d.name[0]!='.' and d.name!='models']:
         if not get_audio_files(d): warnings.warn(f"got the folder {d} with no audio in it: it makes no class", AudioWarning)
 
-class _Bare:
-    "`f` of a path (or its name), without the annotations that a pipeline takes for input types; a class, so that it pickles"
-    def __init__(self, f, name=False): self.f,self.name = f,name
-    def __call__(self, o): return self.f(Path(o).name if self.name else o)
+class _Bare(Transform):
+    "`f` of an item, or of a path's name; a pipeline would take the annotations of `f` for types, and could not pickle a partial"
+    def __init__(self, f, name=False): self.f,self.name_only = f,name
+    def __call__(self, o, **kwargs): return self.f(Path(o).name if self.name_only else o)
 
 # %% ../nbs/04_data.ipynb #8dc021f0
 class AudioDataLoaders(DataLoaders):
@@ -424,10 +431,10 @@ def _checked(df, fn_col, label_cols, label_delim):
             f"(first in row {bad.to_numpy().argmax()}), expected a value for every clip: fill them, or drop the rows")
     return df
 
-class _InFolder:
+class _InFolder(Transform):
     "The file that a row names, in `folder`; a name that begins at the root stays as it is"
     def __init__(self, folder, read): self.folder,self.read = folder,read
-    def __call__(self, row): return os.path.join(self.folder, self.read(row))
+    def __call__(self, row, **kwargs): return os.path.join(self.folder, self.read(row))
 
 # %% ../nbs/04_data.ipynb #673693f9
 @patch(cls_method=True)
