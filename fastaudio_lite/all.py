@@ -5,3 +5,4 @@ from .spectrogram import *
 from .augment import *
 from .data import *
 from .classifier import *
+from .export import *

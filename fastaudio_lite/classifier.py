@@ -116,6 +116,7 @@ def _adapt(model, n_out, n_in):
     "A torchvision classifier with `n_in` channels in (weights summed over colours) and `n_out` classes out"
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     lins = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if not lins: raise ValueError(f"got {type(model).__name__}, expected a network whose last layer is linear: try resnet18")
     c = convs[0]
     new = nn.Conv2d(n_in, c.out_channels, c.kernel_size, c.stride, c.padding, bias=c.bias is not None)
     new.load_state_dict({**c.state_dict(), 'weight': c.weight.detach().sum(1, keepdim=True).repeat(1, n_in, 1, 1)/n_in})
@@ -125,13 +126,22 @@ def _adapt(model, n_out, n_in):
 
 # %% ../nbs/05_classifier.ipynb #c7d68f73
 def _torchvision(name, n_out, n_in, pretrained):
-    from torchvision.models import get_model
-    return _adapt(get_model(name, weights='DEFAULT' if pretrained else None), n_out, n_in)
+    from torchvision import models
+    if name not in models.list_models(module=models):
+        raise ValueError(f"got torchvision:{name}, expected one of its classifiers, such as torchvision:resnet18")
+    return _adapt(models.get_model(name, weights='DEFAULT' if pretrained else None), n_out, n_in)
 
 def _timm(name, n_out, n_in, pretrained):
     try: import timm
     except ImportError as e: raise ValueError(f"got timm:{name}, expected the package timm: pip install timm") from e
     return timm.create_model(name, pretrained=pretrained, num_classes=n_out, in_chans=n_in)
+
+def _with_weights(build, name, n_out, n_in):
+    "A pretrained network or, where its weights cannot be had, an untrained one and a warning"
+    try: return build(name, n_out, n_in, True)
+    except (OSError, RuntimeError, ValueError) as e:
+        warnings.warn(f"no pretrained weights of {name} to be had ({type(e).__name__}): it starts untrained", AudioWarning)
+        return build(name, n_out, n_in, False)
 
 def create_model(
     arch, # `AudioCNN`, a torchvision function, a timm name, or a name that `arch_name` made
@@ -270,7 +280,7 @@ def _from_learner(learn):
 def _from_folder(path):
     "The parts of a `Classifier` that `save_pretrained` wrote"
     from fastaudio_lite.export import from_pretrained
-    c = from_pretrained(path)
+    c = from_pretrained(path, kind='classifier')
     return {k:getattr(c, k) for k in 'front_end model vocab arch n_in multi dur'.split()}
 
 # %% ../nbs/05_classifier.ipynb #bec51285

@@ -376,7 +376,7 @@ def digit_take(
 
 # %% ../nbs/01_datasets.ipynb #efc9667d
 @lru_cache
-def _starter_voices(path): return {digit_speaker(o) for o in (path/'digits'/'recordings').glob('*.wav')}
+def _starter_voices(): return {digit_speaker(o) for o in (starter_path()/'digits'/'recordings').glob('*.wav')}
 
 def digit_files(
     name:str=None, # 'fsdd' or 'starter'; None: FSDD where it is at hand, else the starter set
@@ -394,7 +394,7 @@ def is_digit_test(
     fn, # Path or name, such as 7_jackson_32.wav
 )->bool: # Is it held out?
     "FSDD's official test takes (0-4), or the starter set's held-out voices"
-    if digit_speaker(fn) in _starter_voices(starter_path()): return digit_speaker(fn) in starter_test_voices
+    if digit_speaker(fn) in _starter_voices(): return digit_speaker(fn) in starter_test_voices
     return digit_take(fn)<5
 
 # %% ../nbs/01_datasets.ipynb #235f166a
