@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.load import fa_collate
-from fastai.data.transforms import Categorize, ColReader, ColSplitter, GrandparentSplitter, ItemGetter, RandomSplitter, RegexLabeller, parent_label
+from fastai.data.transforms import Categorize, ColReader, ColSplitter, GrandparentSplitter, ItemGetter
+from fastai.data.transforms import RandomSplitter, RegexLabeller, parent_label
 from fastai.interpret import Interpretation
 from fastai.torch_core import subplots
 from IPython.display import display
@@ -24,7 +25,8 @@ from fastcore.all import L, delegates, ifnone, is_listy, patch
 from fasttransform import Transform, DisplayedTransform
 from plum import dispatch
 
-from .audio import AudioError, AudioTensor, AudioWarning, audio_extensions, dur2n, get_audio_files, load_audio, pad_audio
+from .audio import AudioError, AudioTensor, AudioWarning, audio_extensions, dur2n
+from .audio import get_audio_files, load_audio, pad_audio
 from .datasets import settings
 from .spectrogram import AudioSpectrogram, AudioToSpec, FrontEnd
 
@@ -225,14 +227,16 @@ def _draw(s, ax, title, **kwargs):
 
 # %% ../nbs/04_data.ipynb #f2f38cbc
 @dispatch
-def show_batch(x:AudioTensor|AudioSpectrogram, y, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
+def show_batch(x:AudioTensor|AudioSpectrogram, y, samples, ctxs=None, max_n=9,
+    nrows=None, ncols=None, figsize=None, **kwargs):
     "Clips or spectrograms in a grid, each under its target"
     ctxs = ctxs or audio_grid(min(len(samples), max_n), ncols, figsize, nrows)
     for s,ax in zip(samples, ctxs): _draw(s, ax, '; '.join(map(_name, s[1:])))
     return ctxs
 
 @dispatch
-def show_results(x:AudioTensor|AudioSpectrogram, y, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
+def show_results(x:AudioTensor|AudioSpectrogram, y, samples, outs, ctxs=None, max_n=9,
+    nrows=None, ncols=None, figsize=None, **kwargs):
     "Clips or spectrograms under target → prediction, green where the two agree"
     ctxs = ctxs or audio_grid(min(len(samples), max_n), ncols, figsize, nrows)
     for s,o,ax in zip(samples, outs, ctxs):
@@ -241,7 +245,8 @@ def show_results(x:AudioTensor|AudioSpectrogram, y, samples, outs, ctxs=None, ma
     return ctxs
 
 @dispatch
-def plot_top_losses(x:AudioTensor|AudioSpectrogram, y, samples, outs, raws, losses, nrows=None, ncols=None, figsize=None, **kwargs):
+def plot_top_losses(x:AudioTensor|AudioSpectrogram, y, samples, outs, raws, losses,
+    nrows=None, ncols=None, figsize=None, **kwargs):
     "The worst clips or spectrograms under target → prediction, loss and probability"
     for s,o,r,l,ax in zip(samples, outs, raws, losses, audio_grid(len(samples), ncols, figsize, nrows)):
         _draw(s, ax, f'{_name(s[1])} → {_name(o[0])}   loss {float(l):.2f}   p {float(r.max()):.2f}')
@@ -368,7 +373,8 @@ class AudioDataLoaders(DataLoaders):
         _check_folders(path, folders)
         splitter = RandomSplitter(valid_pct, seed) if valid_pct else GrandparentSplitter(train, valid)
         get_items = partial(get_audio_files, folders=folders)
-        return cls.from_source(path, CategoryBlock(vocab=vocab), splitter, get_items=get_items, get_y=parent_label, path=path, **kwargs)
+        return cls.from_source(path, CategoryBlock(vocab=vocab), splitter, get_items=get_items, get_y=parent_label,
+            path=path, **kwargs)
 
     @classmethod
     @delegates(from_source, but=['get_items','get_x','get_y'])
@@ -459,7 +465,8 @@ def from_df(cls:AudioDataLoaders,
     splitter = splitter or (RandomSplitter(valid_pct, seed) if valid_col is None else ColSplitter(valid_col))
     y_block = y_block or (MultiCategoryBlock if label_delim or len(L(label_col))>1 else CategoryBlock)
     get_x = _InFolder(os.path.join(path, folder or ''), ColReader(fn_col, suff=suff))
-    return cls.from_source(df, y_block, splitter, get_x=get_x, get_y=ColReader(label_col, label_delim=label_delim), path=path, **kwargs)
+    get_y = ColReader(label_col, label_delim=label_delim)
+    return cls.from_source(df, y_block, splitter, get_x=get_x, get_y=get_y, path=path, **kwargs)
 
 # %% ../nbs/04_data.ipynb #69dff0da
 @patch(cls_method=True)
