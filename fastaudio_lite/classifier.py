@@ -143,6 +143,7 @@ def _with_weights(build, name, n_out, n_in):
         warnings.warn(f"no pretrained weights of {name} to be had ({type(e).__name__}): it starts untrained", AudioWarning)
         return build(name, n_out, n_in, False)
 
+# %% ../nbs/05_classifier.ipynb #6a40f711
 def create_model(
     arch, # `AudioCNN`, a torchvision function, a timm name, or a name that `arch_name` made
     n_out:int, # Classes

@@ -311,13 +311,13 @@ def _check_labels(dls):
 
 # %% ../nbs/04_data.ipynb #5dcbc92d
 def _check_folders(path, folders):
-    "Raise where none of `folders` is in `path`; warn where a class folder holds no audio"
+    "Raise where none of `folders` is in `path`, or where a class folder holds no audio"
     roots = [Path(path)/f for f in folders or ['']]
     if folders and Path(path).is_dir() and not any(r.is_dir() for r in roots):
         raise ValueError(f"got {path} without {' and '.join(folders)}, expected these folders: "
             "name them with `train` and `valid`, or give valid_pct=0.2 for a random split")
     for d in [d for r in roots if r.is_dir() for d in sorted(r.iterdir()) if d.is_dir() and d.name[0]!='.' and d.name!='models']:
-        if not get_audio_files(d): warnings.warn(f"got the folder {d} with no audio in it: it makes no class", AudioWarning)
+        if not get_audio_files(d): raise ValueError(f"got the class folder {d} with no audio in it: put clips there, or move it")
 
 class _Bare(Transform):
     "`f` of an item, or of a path's name; a pipeline would take the annotations of `f` for types, and could not pickle a partial"

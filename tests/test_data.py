@@ -361,8 +361,9 @@ def test_one_class(folder):
 def test_empty_class(folder, tmp_path):
     shutil.copytree(folder, tmp_path/'d')
     (tmp_path/'d'/'train'/'none').mkdir()
-    with pytest.warns(AudioWarning, match='none'): dls = L.from_folder(tmp_path/'d', **kw)
-    assert list(dls.vocab)==['high','low']
+    with pytest.raises(ValueError, match='none with no audio'): L.from_folder(tmp_path/'d', **kw)
+    (tmp_path/'d'/'train'/'none').rename(tmp_path/'d'/'train'/'models')
+    assert list(L.from_folder(tmp_path/'d', **kw).vocab)==['high','low']
 
 def test_splits(files):
     def dls(f): return L.from_path_func('.', files, digit_label, splitter=FuncSplitter(f), **kw)
