@@ -513,7 +513,8 @@ class AudioMixUp(MixHandler):
         if t.lam is None: raise ValueError(f"{type(self).__name__} met nothing to mix, expected batches of AudioTensor with on='wav', of AudioSpectrogram with on='spec' (got on={t.on!r})")
         self.lam,t.lam = t.lam.to(self.y.device),None
         self.yb1 = tuple(o[t.perm.to(o.device)] for o in self.yb)
-        if not self.stack_y: self.learn.yb = tuple(torch.lerp(a, b, self.lam.view(-1, *[1]*(b.ndim-1))) for a,b in zip(self.yb1, self.yb))
+        if self.stack_y: return
+        self.learn.yb = tuple(torch.lerp(a, b, self.lam.view(-1, *[1]*(b.ndim-1))) for a,b in zip(self.yb1, self.yb))
 
 # %% ../nbs/03_augment.ipynb #53c4c22c
 class AudioCutMix(AudioMixUp):

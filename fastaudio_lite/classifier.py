@@ -242,7 +242,8 @@ def _prediction(self:Classifier, probs, silent):
     "A `Prediction` from the probabilities `(windows,n_out)` and which windows are silent"
     mean = probs[[i for i,s in enumerate(silent) if not s] or slice(None)].mean(0)
     def _win(i, p, s):
-        return dict(start=i*self.hop, end=i*self.hop+self.dur, label=self.vocab[int(p.argmax())], prob=float(p.max()), silent=s)
+        label,start = self.vocab[int(p.argmax())],i*self.hop
+        return dict(start=start, end=start+self.dur, label=label, prob=float(p.max()), silent=s)
     wins = [_win(i, p, s) for i,(p,s) in enumerate(zip(probs, silent))] if len(probs)>1 else []
     i = int(mean.argmax())
     return Prediction(self.vocab[i], float(mean[i]), dict(zip(self.vocab, mean.tolist())), wins, all(silent))

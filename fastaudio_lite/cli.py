@@ -46,6 +46,16 @@ def _need(ok, msg):
     "`ValueError` with `msg` unless `ok`"
     if not ok: raise ValueError(msg)
 
+# %% ../nbs/34_cli.ipynb #0d4df0f6
+_limits = dict(epochs=(1,10_000), sr=(4000,192_000), dur=(.05,3600), valid=(1,90), bs=(1,4096), lr=(1e-8,10),
+    workers=(0,64), top=(1,10_000))
+
+def _check_numbers(**kwargs):
+    "`ValueError` unless each number (None: not given) is between its limits"
+    for k,v in kwargs.items():
+        lo,hi = _limits[k]
+        _need(v is None or lo<=v<=hi, f"got --{k} {v}, expected a number from {lo} to {hi}")
+
 # %% ../nbs/34_cli.ipynb #4685d939
 def _bar(i, n, what):
     "Draw that `i` of `n` are done; rubs itself out at the end"
@@ -120,7 +130,8 @@ def _mean_mfccs(clips, sr):
     from fastaudio_lite.audio import load_audio
     from fastaudio_lite.spectrogram import FrontEnd
     fe = FrontEnd(sr, n_mels=32, kind='mfcc', norm=None)
-    with torch.no_grad(): return torch.stack([fe(load_audio(o, sr, dur=30.))[0].as_subclass(torch.Tensor).mean(1) for o in _with_bar(clips, 'baseline')])
+    def _mean(o): return fe(load_audio(o, sr, dur=30.))[0].as_subclass(torch.Tensor).mean(1)
+    with torch.no_grad(): return torch.stack([_mean(o) for o in _with_bar(clips, 'baseline')])
 
 def _centroid_accuracy(clips, labels, splits, sr, n=3000):
     "Accuracy on the second of `splits` of the nearest class mean over (`n` clips of) the first, features standardised"
@@ -154,6 +165,8 @@ def _learner(clips, labels, splits, front_end, tfms=None, dur=None, bs=32, arch=
     learn.remove_cbs(ProgressCallback)
     learn.logger = _epoch_line
     return learn
+
+def _epochs(n, bs, steps=600): return max(5, min(60, steps*bs//n))
 
 # %% ../nbs/34_cli.ipynb #3d2899dd
 _ok,_bad,_ink,_grey = '#1a7f5a','#c8372d','#22252b','#71767f'
@@ -299,23 +312,24 @@ _next = """Next:
 def demo(
     out:Path='demo.png', # Picture to write
     model:Path='models/digits', # Folder for the trained model
-    epochs:int=7, # Passes over the recordings
+    epochs:int=None, # Passes over the recordings; otherwise 6 for the real digits, 23 for the starter set
 ):
     "Train a classifier of spoken digits, score it beside a plain baseline, draw and save it: one to two minutes"
     t0,out = perf_counter(),_png_path(out)
-    _need(epochs>0, f"got {epochs} epochs, expected 1 or more")
+    _check_numbers(epochs=epochs)
     files,labels,splits,split = _digits()
     _load('fastaudio_lite.all', 'fastaudio_lite.export')
     from fastaudio_lite.classifier import Classifier
     from fastaudio_lite.export import save_pretrained
-    model = _model_path(model)
+    model,epochs = _model_path(model),epochs or _epochs(len(splits[0]), 32, 520)
     clips,learn,base = _fit_digits(files, labels, splits, epochs)
     clf,(preds,targs),held = Classifier(learn),learn.get_preds(),splits[1]
     acc = (preds.argmax(1)==targs).float().mean().item()
     print(f'Right on {acc:.1%} of the {len(held)} held-out clips; the baseline, nearest mean of MFCCs: {base:.1%}')
     _answer(clf, clips[held[len(held)//2]], files[held[len(held)//2]])
     _picture(out, clf, [clips[i] for i in held], targs.tolist(), preds, acc)
-    save_pretrained(learn, model, dict(accuracy=acc, baseline_accuracy=base, split=split, n=len(held), trained_on=len(splits[0]), epochs=epochs, seeds=1))
+    save_pretrained(learn, model, dict(accuracy=acc, baseline_accuracy=base, split=split, n=len(held),
+        trained_on=len(splits[0]), epochs=epochs, seeds=1))
     print(f'Written: the picture {out} and the model {model}, in {perf_counter()-t0:.0f} s.\n{_next.format(model)}')
 
 # %% ../nbs/34_cli.ipynb #eb0b699a
@@ -420,8 +434,6 @@ def _read_clips(files, sr, dur):
     sr,dur,few = _suit([audio_info(o) for o in _with_bar(files, 'looking')], sr, dur)
     return [load_audio(o, sr) for o in _with_bar(files, 'reading')] if few else files,sr,dur
 
-def _epochs(n, bs): return max(5, min(60, 600*bs//n))
-
 # %% ../nbs/34_cli.ipynb #af6ca120
 def _confusions(learn, k=3):
     "The `k` most frequent confusions as lines, and the accuracy"
@@ -430,14 +442,6 @@ def _confusions(learn, k=3):
     vocab,pairs = learn.dls.vocab,list(zip(targs.tolist(), preds.argmax(1).tolist()))
     wrong = Counter(o for o in pairs if o[0]!=o[1])
     return [f'  {vocab[t]} was taken for {vocab[p]}: {n} times' for (t,p),n in wrong.most_common(k)],1-wrong.total()/len(pairs)
-
-_limits = dict(epochs=(1,10_000), sr=(4000,192_000), dur=(.05,3600), valid=(1,90), bs=(1,4096), lr=(1e-8,10), workers=(0,64), top=(1,10_000))
-
-def _check_numbers(**kwargs):
-    "`ValueError` unless each number (None: not given) is between its limits"
-    for k,v in kwargs.items():
-        lo,hi = _limits[k]
-        _need(v is None or lo<=v<=hi, f"got --{k} {v}, expected a number from {lo} to {hi}")
 
 # %% ../nbs/34_cli.ipynb #1a6c561a
 def train(
@@ -471,11 +475,13 @@ def train(
     print(f'{n} clips of {len(set(labels))} classes, up to {dur:.2f} s at {sr} Hz; held out: {len(splits[1])}, {split}', flush=True)
     set_seed(seed, reproducible=True)
     base = _centroid_accuracy(clips, labels, splits, sr)
-    learn = _learner(clips, labels, splits, FrontEnd(sr, n_mels=64 if sr>=8000 else 32), aug_tfms() if augment else None, dur, bs, arch, workers)
+    fe,tfms = FrontEnd(sr, n_mels=64 if sr>=8000 else 32),aug_tfms() if augment else None
+    learn = _learner(clips, labels, splits, fe, tfms, dur, bs, arch, workers)
     learn.fit_one_cycle(epochs, lr)
     wrong,acc = _confusions(learn)
     print('\n'.join([f'Right on {acc:.1%} of {len(splits[1])} held-out clips; the baseline, nearest mean of MFCCs: {base:.1%}', *wrong]))
-    figures = dict(accuracy=acc, baseline_accuracy=base, split=split, n=len(splits[1]), trained_on=n, epochs=epochs, seeds=1)
+    counts = dict(n=len(splits[1]), trained_on=n, epochs=epochs, seeds=1)
+    figures = dict(accuracy=acc, baseline_accuracy=base, split=split, **counts)
     print(f'Written: {save_pretrained(learn, out, figures)}\nAsk it: fastaudio-lite predict FILE --model {out}')
 
 # %% ../nbs/34_cli.ipynb #46ea445c
@@ -495,7 +501,7 @@ def _ask(clf, fn):
         p = clf.predict(fn)
     msgs = [_line(o.message) for o in ws]
     for o in msgs: _err(f'warning: {fn}: {o}')
-    return dict(file=str(fn), label=p.label, prob=p.prob, probs=p.probs, silent=p.silent, warnings=msgs, windows=p.windows)
+    return dict(file=str(fn), warnings=msgs, **{k:getattr(p, k) for k in 'label prob probs silent windows'.split()})
 
 def _try(clf, fn):
     "What the classifier says of `fn`, or why it cannot"
@@ -536,7 +542,8 @@ def _print_json(model, res):
     "One document: answers and errors"
     import json
     errors = [o for o in res if 'error' in o]
-    print(json.dumps(dict(model=str(model), predictions=[o for o in res if 'error' not in o], errors=errors), ensure_ascii=False, indent=1))
+    doc = dict(model=str(model), predictions=[o for o in res if 'error' not in o], errors=errors)
+    print(json.dumps(doc, ensure_ascii=False, indent=1))
 
 # %% ../nbs/34_cli.ipynb #80084875
 def benchmark(

@@ -224,6 +224,8 @@ def _copy(opn, fn, room):
             dst.write(chunk)
     return n
 
+_broken = zipfile.BadZipFile,tarfile.TarError,EOFError,zlib.error,NotImplementedError,RuntimeError,OSError
+
 def unpack(
     archive, # A zip or tar file
     dest, # Folder to unpack to
@@ -237,7 +239,7 @@ def unpack(
             if not plain: raise DataError(f"the archive's member {name!r} is a link or device, expected plain files: nothing of it was kept")
             fn = _inside(name, Path(dest), strip)
             if fn and not is_dir: limit -= _copy(opn, fn, limit)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError, OSError) as e:
+    except _broken as e:
         if getattr(e, 'errno', None): raise # The disk, not the archive
         raise DataError(f"the archive is damaged, or neither zip nor tar ({str(e).partition(':')[0]}): get it again") from e
 

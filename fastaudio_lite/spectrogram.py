@@ -482,7 +482,8 @@ def _typed(self:FrontEnd, x, lens):
     unit = '' if self.norm or self.kind=='mfcc' else {'db':'dB', 'none':'power'}.get(self.scale, self.scale)
     f_min,f_max = (0., self.sr/2) if self.kind=='linear' else (self.f_min, self.f_max)
     res = x.as_subclass(AudioSpectrogram)
-    res.__dict__.update(sr=self.sr, hop=self.hop, scale=self.kind, f_min=f_min, f_max=f_max, lens=lens, htk=self.htk, unit=unit)
+    axes = dict(f_min=f_min, f_max=f_max, scale=self.kind, htk=self.htk, unit=unit)
+    res.__dict__.update(sr=self.sr, hop=self.hop, lens=lens, **axes)
     return res
 
 # %% ../nbs/02_spectrogram.ipynb #6b48fddd
@@ -578,7 +579,8 @@ def spec2wav(
     x = spec.as_subclass(torch.Tensor)
     x = front_end._unscale(x[None] if spec.ndim==3 else x)
     if front_end.mel is not None: x = inverse_mel(x, front_end.mel.T)
-    wav = griffin_lim(x.flatten(0,1).pow(1/front_end.power), front_end.hop, front_end.window, n_iter).unflatten(0, x.shape[:2])
+    mag = x.flatten(0,1).pow(1/front_end.power)
+    wav = griffin_lim(mag, front_end.hop, front_end.window, n_iter).unflatten(0, x.shape[:2])
     lens = getattr(spec, 'lens', None)
     if lens is not None: lens = (lens-1)*front_end.hop
     return AudioTensor(wav[0] if spec.ndim==3 else wav, sr=front_end.sr, lens=lens)
