@@ -482,7 +482,7 @@ def train(
     print('\n'.join([f'Right on {acc:.1%} of {len(splits[1])} held-out clips; the baseline, nearest mean of MFCCs: {base:.1%}', *wrong]))
     counts = dict(n=len(splits[1]), trained_on=n, epochs=epochs, seeds=1)
     figures = dict(accuracy=acc, baseline_accuracy=base, split=split, **counts)
-    print(f'Written: {save_pretrained(learn, out, figures)}\nAsk it: fastaudio-lite predict FILE --model {out}')
+    print(f'Written: {_short(save_pretrained(learn, out, figures))}\nAsk it: fastaudio-lite predict FILE --model {out}')
 
 # %% ../nbs/34_cli.ipynb #46ea445c
 def _sounds(names):
