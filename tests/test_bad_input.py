@@ -26,7 +26,7 @@ def write(fn, x=None, sr=8000, **kwargs):
 @pytest.fixture(scope='module')
 def clf():
     torch.manual_seed(0)
-    return Classifier(dict(front_end=FrontEnd(8000, n_mels=16, hop=400), model=AudioCNN(2), vocab=['no','yes'], arch='AudioCNN', n_in=1, multi=False, dur=2.))
+    return Classifier(dict(front_end=FrontEnd(8000, n_mels=16, hop=800), model=AudioCNN(2), vocab=['no','yes'], arch='AudioCNN', n_in=1, multi=False, dur=2.))
 
 @pytest.fixture(scope='module')
 def model(clf, tmp_path_factory): return save_pretrained(clf, tmp_path_factory.mktemp('m')/'tiny', {})
