@@ -441,7 +441,7 @@ def _confusions(learn, k=3):
     preds,targs = learn.get_preds()
     vocab,pairs = learn.dls.vocab,list(zip(targs.tolist(), preds.argmax(1).tolist()))
     wrong = Counter(o for o in pairs if o[0]!=o[1])
-    return [f'  {vocab[t]} was taken for {vocab[p]}: {n} times' for (t,p),n in wrong.most_common(k)],1-wrong.total()/len(pairs)
+    return [f'  {vocab[t]} was taken for {vocab[p]}: {n}' for (t,p),n in wrong.most_common(k)],1-wrong.total()/len(pairs)
 
 # %% ../nbs/34_cli.ipynb #1a6c561a
 def train(
