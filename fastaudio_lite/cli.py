@@ -39,6 +39,7 @@ def _warn_lines():
     "Warnings inside are one line each"
     def _show(message, *args, **kwargs): _err(f'warning: {_line(message)}')
     with warnings.catch_warnings():
+        for o in (DeprecationWarning,FutureWarning): warnings.simplefilter('ignore', o)
         warnings.showwarning = _show
         yield
 
