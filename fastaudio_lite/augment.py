@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['noise_colors', 'sample_at', 'AudioAug', 'WavAug', 'SpecAug', 'Gain', 'Polarity', 'Shift', 'color_noise', 'AddNoise',
            'SpeedPitch', 'TimeStretch', 'fft_filter', 'Reverb', 'RandomEQ', 'BandPass', 'Cutout', 'FreqMask',
-           'TimeMask', 'VTLP', 'SpecStretch', 'aug_tfms', 'AudioMixUp', 'AudioCutMix']
+           'TimeMask', 'VTLP', 'SpecStretch', 'aug_tfms', 'RoomAtEnd', 'speech_tfms', 'AudioMixUp', 'AudioCutMix',
+           'AverageWeights']
 
 # %% ../nbs/03_augment.ipynb #d54d596f
 import math, warnings
 
 import numpy as np, torch
+from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fasttransform import DisplayedTransform
 from scipy.fft import next_fast_len
@@ -451,6 +453,31 @@ def aug_tfms(
     if masks: res += [FreqMask(min(1,0.15*s)), TimeMask(min(1,0.15*s))]
     return res
 
+# %% ../nbs/03_augment.ipynb #0d616c12
+class RoomAtEnd(WavAug):
+    "Silence at the end of each batch, so that slower copies of its longest clip still fit"
+    order = 11
+    def __init__(self,
+        frac:float=0.15 # Of the batch's length
+    ):
+        super().__init__()
+        self.frac = frac
+
+    def encodes(self, x:AudioTensor):
+        res = torch.nn.functional.pad(x, (0,int(x.shape[-1]*self.frac)))
+        res.lens = torch.full((len(x),), x.shape[-1], device=x.device) if x.lens is None else x.lens
+        return res
+
+def speech_tfms(
+    rate:tuple=(0.85,1.3), # (min,max) speed at the same pitch
+    vtl:float=0.15, # Vocal tracts up to so much longer or shorter
+    mask:float=0.1 # Longest of three time masks, as a part of the clip
+)->list: # Batch transforms, for `batch_tfms`
+    "A default for recognisers: rooms, noises, telephones; other rates and throats; masks (SpecAugment, Park et al. 2019)"
+    wav = [RoomAtEnd(1/rate[0]-1), Reverb((0.1,0.4), (3.,18.), p=0.25), AddNoise((8.,35.), ['white','pink','brown'], p=0.35),
+        BandPass((50.,350.), (3000.,3900.), p=0.35)]
+    return wav + [SpecStretch(rate, p=0.8), VTLP((1-vtl,1+vtl), p=0.8), FreqMask(0.2), TimeMask(mask, 3)]
+
 # %% ../nbs/03_augment.ipynb #28290231
 class _Mixer(DisplayedTransform):
     "Batch transform that mixes a batch with itself, and remembers how in `perm` and `lam`"
@@ -538,3 +565,44 @@ class AudioCutMix(AudioMixUp):
         t = torch.arange(x.shape[-1], device=x.device)
         cut = ((t>=a[:,None]) & (t<(a+w)[:,None])).view(len(x), *[1]*(x.ndim-2), -1)
         return torch.where(cut, o, x), n, 1-w/n
+
+# %% ../nbs/03_augment.ipynb #93c39644
+class AverageWeights(Callback):
+    "Validate and keep a running average of the weights (Polyak and Juditsky 1992)"
+    order = 60
+    def __init__(self,
+        decay:float=0.997 # Share of the old average that a batch leaves; less in the first batches
+    ): self.decay = decay
+
+    def _now(self): return [o for o in self.model.state_dict().values() if o.is_floating_point()]
+
+    def before_fit(self):
+        "Start from the weights as they are"
+        self.avg,self.n = [o.detach().clone() for o in self._now()],0
+
+    @torch.no_grad()
+    def after_batch(self):
+        "Move the average towards the new weights"
+        if not self.training: return
+        self.n += 1
+        d = min(self.decay, (self.n+1)/(self.n+10))
+        for a,b in zip(self.avg, self._now()): a.lerp_(b, 1-d)
+
+    @torch.no_grad()
+    def _swap(self):
+        for a,b in zip(self.avg, self._now()):
+            o = a.clone()
+            a.copy_(b)
+            b.copy_(o)
+
+    def before_validate(self):
+        "Measure the average"
+        self._swap()
+
+    def after_validate(self):
+        "Go on with the weights themselves"
+        self._swap()
+
+    def after_fit(self):
+        "Keep the average"
+        self._swap()
