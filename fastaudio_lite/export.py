@@ -21,8 +21,9 @@ from .datasets import sha256
 class PretrainedError(ValueError):
     "A model folder that cannot be written or read; the message says what came, what was expected and how to fix it"
 
-kinds = {'classifier':'fastaudio_lite.classifier:Classifier'}
-_fields = {'classifier':dict(arch=str, n_in=int, vocab=list, dur=(int,float), multi=bool, front_end=dict)}
+kinds = {'classifier':'fastaudio_lite.classifier:Classifier', 'recogniser':'fastaudio_lite.asr.transcribe:Transcriber'}
+_fields = {'classifier':dict(arch=str, n_in=int, vocab=list, dur=(int,float), multi=bool, front_end=dict),
+    'recogniser':dict(tokens=dict, model=dict, front_end=dict)}
 _format,_version = 'fastaudio_lite',1
 _files = _weights,_config,_card = 'model.safetensors','config.json','README.md'
 
@@ -50,8 +51,9 @@ def _dumps(d, what):
 def _sum(kind, c): return hashlib.sha256(json.dumps([kind,c], sort_keys=True).encode()).hexdigest()
 
 def _saveable(obj):
-    "`obj`, or the `Classifier` of a learner"
+    "`obj`, or the `Classifier` or recogniser of a learner"
     is_learn = hasattr(obj, 'dls')
+    if is_learn and hasattr(obj, 'tokens'): return _class('recogniser')(obj)
     if getattr(obj, 'arch', None if is_learn else '') is None:
         raise PretrainedError(f"got a network of your own ({type(obj.model).__name__}), expected an architecture that has a name: "
             "a folder holds numbers, not code; "
@@ -191,7 +193,8 @@ def _check_room(obj, n):
         raise PretrainedError(f"got a config that needs {size/1e9:.1f} GB for weights of {n/1e6:.1f} MB: it does not belong to them")
 
 # %% ../nbs/06_export.ipynb #3d4b5665
-_uses = {'classifier':('A classifier of sounds', "model.predict('sound.wav').label", 'audio-classification')}
+_uses = {'classifier':('A classifier of sounds', "model.predict('sound.wav').label", 'audio-classification'),
+    'recogniser':('A recogniser of speech', "model.transcribe('speech.wav').text", 'automatic-speech-recognition')}
 
 def _cell(v):
     "`v` as text for a table"
@@ -206,6 +209,7 @@ def _hears(c):
     names = ', '.join(f'`{_cell(o)}`' for o in vocab[:30]) + (f' and {len(vocab)-30} more' if len(vocab)>30 else '')
     how = 'each of which may be there or not' if c.get('multi') else 'one of which is its answer, whatever it hears'
     lines = [f'{len(vocab)} classes, {how}: {names}.'] if vocab else []
+    if c.get('tokens'): lines.append(f"It writes {len(c['tokens']['vocab'])-1} pieces of text.")
     if fe:
         rows = dict(mel=f"{fe['n_mels']} mel bands", mfcc=f"{fe['n_mfcc']} cepstral coefficients", linear='all frequencies')[fe['kind']]
         lines.append(f"Sound at any rate, brought to {fe['sr']} Hz; {rows}, a frame each {1000*fe['hop']/fe['sr']:g} ms.")
