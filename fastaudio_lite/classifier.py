@@ -56,10 +56,12 @@ class ConvBlock(nn.Module):
     def __init__(self,
         ni:int, # Channels in
         nf:int, # Channels out
-        stride:int=1, # Step along frequency and time
+        stride:int|tuple=1, # Step along frequency and time, one number or two
+        ks:int|tuple=3, # Size of the stencil, odd, likewise
     ):
         super().__init__()
-        self.conv,self.norm,self.stride = nn.Conv2d(ni, nf, 3, stride, 1, bias=False),MaskedBatchNorm(nf),stride
+        (f,t),ks = (o if isinstance(o, tuple) else (o,o) for o in (stride, ks))
+        self.conv,self.norm,self.stride = nn.Conv2d(ni, nf, ks, (f,t), [o//2 for o in ks], bias=False),MaskedBatchNorm(nf),t
 
     def forward(self,
         x:torch.Tensor, # Features `(B,ni,F,T)`

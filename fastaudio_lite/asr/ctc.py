@@ -6,8 +6,8 @@
 __all__ = ['collapse', 'ctc_nll', 'LogProbs', 'steps_needed', 'CTCLoss', 'flip_valid', 'BiLSTM', 'CTCModel', 'greedy',
            'blank_share', 'ctc_learner', 'front_end_of', 'log_probs', 'plot_ctc', 'Span', 'align', 'word_spans']
 
-# %% ../../nbs/12_ctc.ipynb #5f6f1510
-import warnings
+# %% ../../nbs/12_ctc.ipynb #9da77f9d
+import math, warnings
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
@@ -128,14 +128,15 @@ class CTCModel(nn.Module):
     def __init__(self,
         n_out:int, # Tokens, with the blank
         n_mels:int=64, # Rows of the spectrogram
-        chs:tuple=(16,32), # Channels of each convolution; each halves frequency and time
+        chs:tuple=(16,32), # Channels of each convolution; each halves frequency
+        strides:tuple=(2,3), # Frames that each makes into one
         n_hidden:int=320, # Features of a step
         n_layers:int=3, # LSTMs
         p:float=0.2, # Dropout
     ):
         super().__init__()
-        self.args = dict(n_out=n_out, n_mels=n_mels, chs=list(chs), n_hidden=n_hidden, n_layers=n_layers, p=p)
-        self.stem = nn.ModuleList(ConvBlock(ni, nf, 2) for ni,nf in zip((1,*chs), chs))
+        self.args = dict(n_out=n_out, n_mels=n_mels, chs=list(chs), strides=list(strides), n_hidden=n_hidden, n_layers=n_layers, p=p)
+        self.stem = nn.ModuleList(ConvBlock(ni, nf, (2,s), (3,2*s-1)) for ni,nf,s in zip((1,*chs), chs, strides))
         self.proj = nn.Sequential(nn.Linear(-(-n_mels//2**len(chs))*chs[-1], n_hidden), nn.LayerNorm(n_hidden))
         self.layers = nn.ModuleList(BiLSTM(n_hidden, p) for _ in range(n_layers))
         self.head = nn.Sequential(nn.Dropout(p), nn.Linear(n_hidden, n_out))
@@ -147,7 +148,7 @@ class CTCModel(nn.Module):
     @property
     def stride(self):
         "Frames of the spectrogram a step"
-        return 2**len(self.stem)
+        return math.prod(self.args['strides'])
 
     def forward(self,
         spec:AudioSpectrogram, # `(B,1,F,T)`, with `lens` where padded
@@ -156,7 +157,7 @@ class CTCModel(nn.Module):
         x,lens = spec.as_subclass(torch.Tensor),getattr(spec, 'lens', None)
         lens = torch.full((len(x),), x.shape[-1]) if lens is None else lens
         lens = lens.to(x.device)
-        for b in self.stem: x,lens = b(x, lens)                            # (B,C,F/stride,T/stride)
+        for b in self.stem: x,lens = b(x, lens)                            # (B,C,F/4,T/stride)
         x = self.proj(x.flatten(1,2).transpose(1,2))                       # (B,T/stride,n_hidden)
         for l in self.layers: x = l(x, lens)
         res = self.head(x).log_softmax(-1).as_subclass(LogProbs)

@@ -193,7 +193,7 @@ def _checkpoint(fn, about):
             if d['about']!=about: raise ValueError(f"got the checkpoint {fn} of other settings or data, expected {about}: remove it to start afresh")
             learn.model.load_state_dict(d['model'])
             learn.create_opt()
-            learn.opt.load_state_dict(d['opt'])
+            learn.opt.load_state_dict(dict(state=d['opt'], hypers=learn.opt.hypers))
             self.avg,self.first = d['avg'],d['epoch']
             return self.first
 
@@ -204,7 +204,7 @@ def _checkpoint(fn, about):
             if self.epoch<self.first: return # an epoch of the first call, passed over
             avg = dict(avg=self.average_weights.avg, n=self.average_weights.n)
             tmp = fn.with_suffix('.tmp')
-            torch.save(dict(about=about, epoch=self.epoch+1, model=self.model.state_dict(), opt=self.opt.state_dict(), avg=avg), tmp)
+            torch.save(dict(about=about, epoch=self.epoch+1, model=self.model.state_dict(), opt=list(self.opt.state_dict()['state']), avg=avg), tmp)
             tmp.replace(fn)
     return Checkpoint()
 
@@ -228,7 +228,7 @@ def train_asr(
     from fastaudio_lite.augment import speech_tfms
     texts = df[df.split=='train'].text.tolist()
     tokens = Tokens.subwords(texts, n_tokens) if n_tokens else Tokens.letters(texts)
-    fe = FrontEnd(sr, hop=dur2n(0.015, sr), norm='bin')
+    fe = FrontEnd(sr, norm='bin')
     dls = SpeechDataLoaders.from_df(df, tokens, front_end=fe, sr=sr, bs=bs, batch_tfms=speech_tfms() if augment else None)
     learn = ctc_learner(dls, n_hidden=n_hidden, n_layers=n_layers, cbs=cbs)
     about = dict(tokens=tokens.vocab, clips=len(df), epochs=epochs, bs=bs, lr=lr, model=learn.model.config())
