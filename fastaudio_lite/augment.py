@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['noise_colors', 'sample_at', 'AudioAug', 'WavAug', 'SpecAug', 'Gain', 'Polarity', 'Shift', 'color_noise', 'AddNoise',
            'SpeedPitch', 'TimeStretch', 'fft_filter', 'Reverb', 'RandomEQ', 'BandPass', 'Cutout', 'FreqMask',
-           'TimeMask', 'VTLP', 'SpecStretch', 'aug_tfms', 'RoomAtEnd', 'speech_tfms', 'AudioMixUp', 'AudioCutMix',
-           'AverageWeights']
+           'TimeMask', 'VTLP', 'SpecStretch', 'aug_tfms', 'mu_law', 'Telephone', 'RoomAtEnd', 'speech_tfms',
+           'AudioMixUp', 'AudioCutMix', 'AverageWeights']
 
 # %% ../nbs/03_augment.ipynb #d54d596f
 import math, warnings
@@ -453,6 +453,33 @@ def aug_tfms(
     if masks: res += [FreqMask(min(1,0.15*s)), TimeMask(min(1,0.15*s))]
     return res
 
+# %% ../nbs/03_augment.ipynb #29357835
+def mu_law(
+    x:torch.Tensor, # Samples in [-1,1]
+    bits:int=8 # Of each sample
+)->torch.Tensor: # The nearest of `2**bits-1` levels, dense near 0
+    "What is left of `x` after logarithmic quantisation (the curve of ITU-T G.711)"
+    mu,n = 2**bits-1,2**(bits-1)-1
+    y = (x.sign()*(x.abs().clamp(max=1)*mu).log1p()/math.log1p(mu)*n).round()/n
+    return y.sign()*torch.expm1(y.abs()*math.log1p(mu))/mu
+
+class Telephone(WavAug):
+    "What a telephone leaves of each item: a band of frequencies, nothing at all above it, 8-bit samples"
+    order = 15
+    def __init__(self,
+        lo:tuple=(150.,400.), # (min,max) lower edge in Hz, where it is down by 6 dB
+        hi:tuple=(3300.,4000.), # (min,max) upper edge in Hz, above which there is nothing
+        p:float=0.4 # Probability that an item is changed
+    ):
+        super().__init__(p)
+        self.lo,self.hi = _pair('lo', lo, 0.),_pair('hi', hi, 0.)
+
+    def aug(self, x, n, src):
+        lo,hi = self.draw(x, self.lo),self.draw(x, self.hi)
+        top = x.abs().amax((1,2), keepdim=True).clamp(min=1e-5)
+        y = mu_law(fft_filter(x, lambda f: 1/(1+(lo/f.clamp(min=1e-3))**8), src.sr)/top)*top
+        return fft_filter(y, lambda f: ((hi-f)/100).clamp(0, 1), src.sr)
+
 # %% ../nbs/03_augment.ipynb #0d616c12
 class RoomAtEnd(WavAug):
     "Silence at the end of each batch, so that slower copies of its longest clip still fit"
@@ -469,14 +496,13 @@ class RoomAtEnd(WavAug):
         return res
 
 def speech_tfms(
-    rate:tuple=(0.85,1.3), # (min,max) speed at the same pitch
-    vtl:float=0.15, # Vocal tracts up to so much longer or shorter
-    mask:float=0.1 # Longest of three time masks, as a part of the clip
+    rate:tuple=(0.87,1.2), # (min,max) speed at the same pitch
+    vtl:float=0.12, # Vocal tracts up to so much longer or shorter
+    mask:float=0.07 # Longest of two time masks, as a part of the clip
 )->list: # Batch transforms, for `batch_tfms`
     "A default for recognisers: rooms, noises, telephones; other rates and throats; masks (SpecAugment, Park et al. 2019)"
-    wav = [RoomAtEnd(1/rate[0]-1), Reverb((0.1,0.4), (3.,18.), p=0.25), AddNoise((8.,35.), ['white','pink','brown'], p=0.35),
-        BandPass((50.,350.), (3000.,3900.), p=0.35)]
-    return wav + [SpecStretch(rate, p=0.8), VTLP((1-vtl,1+vtl), p=0.8), FreqMask(0.2), TimeMask(mask, 3)]
+    wav = [RoomAtEnd(1/rate[0]-1), Reverb((0.1,0.4), (3.,18.), p=0.2), AddNoise((10.,40.), ['white','pink','brown'], p=0.3), Telephone()]
+    return wav + [SpecStretch(rate, p=0.7), VTLP((1-vtl,1+vtl), p=0.7), FreqMask(0.15), TimeMask(mask, 2)]
 
 # %% ../nbs/03_augment.ipynb #28290231
 class _Mixer(DisplayedTransform):

@@ -129,7 +129,7 @@ class CTCModel(nn.Module):
         n_out:int, # Tokens, with the blank
         n_mels:int=64, # Rows of the spectrogram
         chs:tuple=(16,32), # Channels of each convolution; each halves frequency
-        strides:tuple=(2,3), # Frames that each makes into one
+        strides:tuple=(2,2), # Frames that each makes into one
         n_hidden:int=320, # Features of a step
         n_layers:int=3, # LSTMs
         p:float=0.2, # Dropout

@@ -212,9 +212,9 @@ def _checkpoint(fn, about):
 def train_asr(
     df, # Table of `file`, `text`, `split` and perhaps `speaker`, such as `read_speech` gives
     folder:str|Path|None=None, # Where the checkpoint goes, and is looked for; None: no checkpoint
-    epochs:int=40, # Of training
+    epochs:int=55, # Of training
     bs:int=8, # Clips in a batch
-    lr:float=2.5e-3, # Highest learning rate
+    lr:float=3e-3, # Highest learning rate
     sr:int=16000, # Rate in Hz that every clip is brought to
     n_tokens:int=120, # Sub-words, or 0 for letters
     n_hidden:int=320, # Features of a step
@@ -228,7 +228,7 @@ def train_asr(
     from fastaudio_lite.augment import speech_tfms
     texts = df[df.split=='train'].text.tolist()
     tokens = Tokens.subwords(texts, n_tokens) if n_tokens else Tokens.letters(texts)
-    fe = FrontEnd(sr, norm='bin')
+    fe = FrontEnd(sr, hop=dur2n(0.015, sr), norm='bin')
     dls = SpeechDataLoaders.from_df(df, tokens, front_end=fe, sr=sr, bs=bs, batch_tfms=speech_tfms() if augment else None)
     learn = ctc_learner(dls, n_hidden=n_hidden, n_layers=n_layers, cbs=cbs)
     about = dict(tokens=tokens.vocab, clips=len(df), epochs=epochs, bs=bs, lr=lr, model=learn.model.config())
