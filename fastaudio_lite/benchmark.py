@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['benchmarks', 'machine', 'results_path', 'write_result', 'time_ratio', 'bench_frontend', 'fsdd_run',
-           'bench_fsdd_official']
+           'bench_fsdd_official', 'an4_model', 'heard', 'bench_an4', 'an4_lm', 'bench_an4_ctc', 'bench_an4_ctc_lm',
+           'telephone', 'bench_an4_ctc_phone', 'bench_an4_to_fsdd', 'digits_model', 'bench_digits_ctc']
 
 # %% ../nbs/32_benchmark.ipynb #1144f840
-import json, os, platform, re
+import json, math, os, platform, re
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from fastcore.all import L
 
 import fastaudio_lite
-from .audio import AudioTensor
+from .audio import AudioTensor, load_audio
 from .spectrogram import FrontEnd
 
 # %% ../nbs/32_benchmark.ipynb #efb7e0ec
@@ -151,5 +152,170 @@ def bench_fsdd_official(
     return write_result('fsdd-official', 'accuracy', round(accs.mean().item(), 5), perf_counter()-t0, split,
         round(accs.std(correction=0).item(), 5), list(seeds), path, epochs=epochs, **more)
 
+# %% ../nbs/32_benchmark.ipynb #c7bbfb58
+def _mean_sd(xs):
+    "Mean and standard deviation, rounded"
+    x = torch.tensor(xs, dtype=torch.float64)
+    return round(x.mean().item(), 5), round(x.std(correction=0).item(), 5)
+
+def _kept(name):
+    "The folder of the trained model `name`: of the repository, or of the working directory"
+    return results_path().parent/'models'/name
+
+# %% ../nbs/32_benchmark.ipynb #d0296343
+def an4_model(
+    seed:int, # Of everything random
+    epochs:int=55, # Of training
+    name:str='an4', # Beginning of the folder's name in `models`
+): # A `Transcriber`; seconds and figures are in its `config.json`
+    "The recogniser of AN4 that `seed` gives: kept from before, or trained now from scratch"
+    from fastai.basics import set_seed
+    from fastaudio_lite.asr.text import read_an4
+    from fastaudio_lite.asr.transcribe import Transcriber, train_asr
+    from fastaudio_lite.export import save_pretrained
+    folder = _kept(f'{name}-{seed}')
+    if not folder.exists():
+        df,t0 = read_an4(n_valid=3),perf_counter()
+        set_seed(seed)
+        learn = train_asr(df[df.split!='test'], epochs=epochs)
+        save_pretrained(learn, folder, dict(seconds=perf_counter()-t0, epochs=epochs, seed=seed, threads=torch.get_num_threads()))
+    return Transcriber.from_pretrained(folder)
+
+def _figures(seed, name='an4'): return json.loads((_kept(f'{name}-{seed}')/'config.json').read_text())['figures']
+
+def heard(
+    tr, # A `Transcriber`
+    sounds:list, # Anything that `load_audio` takes
+)->list: # The text of each
+    "What a recogniser makes of `sounds`"
+    return [tr.transcribe(o).text for o in sounds]
+
+# %% ../nbs/32_benchmark.ipynb #64baabad
+def _an4_test():
+    from fastaudio_lite.asr.text import read_an4
+    df = read_an4()
+    return df[df.split=='test'].reset_index(drop=True)
+
+def _error_rates(df, hyps):
+    from fastaudio_lite.asr.text import cer, wer, wer_interval
+    refs = df.text.tolist()
+    lo,hi = wer_interval(refs, hyps, df.speaker.tolist())
+    return dict(wer=round(wer(refs, hyps), 5), cer=round(cer(refs, hyps), 5), low=round(lo, 5), high=round(hi, 5))
+
+def bench_an4(
+    name:str, # Of the benchmark
+    hear, # Function of a `Transcriber` and files to texts
+    what:str, # What is special about it
+    seeds:tuple=(0,1,2), # One training each
+    path:Path|None=None, # Folder of the result; None: `results_path()`
+    **more # Further figures
+)->dict: # What was written: mean word error rate, and each seed's figures under `runs`
+    "Word error rate on AN4's 130 test utterances, of ten speakers never heard in training"
+    t0,df,runs = perf_counter(),_an4_test(),[]
+    for s in seeds: runs.append(dict(_error_rates(df, hear(an4_model(s), df.file.tolist())), train_seconds=round(_figures(s)['seconds'], 1)))
+    value,sd = _mean_sd([r['wer'] for r in runs])
+    more |= dict(runs=runs, n_params=sum(o.numel() for o in an4_model(seeds[0]).parameters()))
+    return write_result(name, 'wer', value, perf_counter()-t0, f'AN4, official test, {len(df)} utterances; {what}', sd, list(seeds), path, **more)
+
+# %% ../nbs/32_benchmark.ipynb #54e6fcae
+def an4_lm(): # An `NGram` of words, order 3
+    "The language model of AN4's training transcripts"
+    from fastaudio_lite.asr.decode import NGram
+    from fastaudio_lite.asr.text import read_an4
+    df = read_an4()
+    return NGram.fit(df[df.split!='test'].text.tolist(), order=3)
+
+def bench_an4_ctc(**kwargs)->dict:
+    "AN4, word error rate with no language model"
+    return bench_an4('an4-ctc', heard, 'no language model', **kwargs)
+
+def bench_an4_ctc_lm(**kwargs)->dict:
+    "AN4, word error rate with a trigram model of the training transcripts"
+    lm = an4_lm()
+    def _hear(tr, files): return heard(tr.use(lm, alpha=0.3, beta=1.), files)
+    return bench_an4('an4-ctc-lm', _hear, 'trigrams of the training transcripts, weight 0.3, word bonus 1', **kwargs)
+
+# %% ../nbs/32_benchmark.ipynb #4d016edd
+def telephone(
+    sound, # Anything that `load_audio` takes
+)->AudioTensor: # `(1,T)` at 8 kHz
+    "What is left of a sound after a telephone: 8 kHz, 300 to 3,400 Hz, 8-bit mu-law (ITU-T G.711's curve)"
+    from fastaudio_lite.augment import BandPass
+    wav = load_audio(sound, 8000)
+    wav = BandPass((300.,300.), (3400.,3400.), p=1.)(wav[None], split_idx=0)[0].clamp(-1, 1)
+    y = wav.sign()*(255*wav.abs()).log1p()/math.log(256)
+    y = (y*127).round()/127
+    return y.sign()*((y.abs()*math.log(256)).expm1())/255
+
+def bench_an4_ctc_phone(**kwargs)->dict:
+    "AN4 over the telephone, word error rate with no language model"
+    def _hear(tr, files): return heard(tr, [telephone(o) for o in files])
+    return bench_an4('an4-ctc-phone', _hear, 'telephone band (8 kHz, 300-3400 Hz, mu-law), no language model', **kwargs)
+
+# %% ../nbs/32_benchmark.ipynb #c38678bf
+def bench_an4_to_fsdd(
+    seeds:tuple=(0,1,2), # Of the recognisers of AN4
+    path:Path|None=None, # Folder of the result; None: `results_path()`
+)->dict: # What was written
+    "Recognisers trained on AN4 hear strings of FSDD's digits, with a lexicon of digits"
+    from fastaudio_lite.asr.text import digit_strings, wer
+    from fastaudio_lite.datasets import get_data, is_digit_test
+    files = [o for o in sorted((get_data('fsdd')/'recordings').glob('*.wav')) if is_digit_test(o)]
+    t0,(sounds,refs) = perf_counter(),zip(*digit_strings(files, 200))
+    words = sorted(set(' '.join(refs).split()))
+    def _run(s): return wer(refs, heard(an4_model(s).use(lexicon=words), sounds))
+    value,sd = _mean_sd(errs := [_run(s) for s in seeds])
+    return write_result('an4-to-fsdd', 'wer', value, perf_counter()-t0, "200 strings of 3-7 of FSDD's test takes, gaps of 0.1 s, telephone band; lexicon of digits",
+        sd, list(seeds), path, runs=errs)
+
+# %% ../nbs/32_benchmark.ipynb #f37907c6
+def digits_model(
+    files:list, # Training recordings
+    seed:int=0, # Of everything random
+    epochs:int=8, # Of training
+    n:int=1000, # Training strings
+): # A `Transcriber`
+    "A small recogniser of spliced digits, trained from scratch"
+    from fastai.basics import set_seed
+    from fastaudio_lite.asr.ctc import ctc_learner
+    from fastaudio_lite.asr.text import SpeechDataLoaders, Tokens, digit_strings
+    from fastaudio_lite.asr.transcribe import Transcriber
+    from fastaudio_lite.augment import SpeedPitch, speech_tfms
+    set_seed(seed)
+    items = [o for i,gap in enumerate((0.1,0.3,-0.05)) for o in digit_strings(files, n//3, (1,5), gap, seed=100+10*seed+i)]
+    tokens = Tokens.subwords([t for _,t in items], 50)
+    tfms = [SpeedPitch((0.8,1.25), p=0.5), *speech_tfms((0.8,1.3), 0.2)]
+    dls = SpeechDataLoaders.from_items(items, items[:16], tokens, front_end=FrontEnd(8000, n_mels=48, hop=120, norm='bin'), bs=8, batch_tfms=tfms)
+    learn = ctc_learner(dls, n_hidden=192, n_layers=2)
+    learn.fit_one_cycle(epochs, 4e-3)
+    return Transcriber(learn)
+
+# %% ../nbs/32_benchmark.ipynb #c26f0ebc
+def _digits_wer(tr, files):
+    "Word error rates on 200 strings with gaps and on 200 that overlap"
+    from fastaudio_lite.asr.text import digit_strings, wer
+    res = {}
+    for k,gap in dict(gaps=0.1, overlaps=-0.05).items():
+        sounds,refs = zip(*digit_strings(files, 200, gap=gap))
+        res[k] = round(wer(refs, heard(tr, sounds)), 5)
+    return res
+
+def bench_digits_ctc(
+    seeds:tuple=(0,1,2), # Trainings on the official takes; the first is used for the speakers
+    path:Path|None=None, # Folder of the result; None: `results_path()`
+    files:list|None=None, # Recordings; None: FSDD
+)->dict: # What was written: `runs` on the official takes, `speakers` for each speaker left out
+    "Connected digits: strings of FSDD, official takes and leave one speaker out"
+    from fastaudio_lite.datasets import digit_speaker, get_data, is_digit_test
+    files = files or sorted((get_data('fsdd')/'recordings').glob('*.wav'))
+    def _run(test, s): return _digits_wer(digits_model([o for o in files if not test(o)], s), [o for o in files if test(o)])
+    t0,runs = perf_counter(),[_run(is_digit_test, s) for s in seeds]
+    speakers = {k:_run(lambda o: digit_speaker(o)==k, seeds[0]) for k in sorted(set(map(digit_speaker, files)))}
+    def _all(rs): return _mean_sd([(o['gaps']+o['overlaps'])/2 for o in rs])
+    (value,sd),(loso,loso_sd) = _all(runs),_all(speakers.values())
+    return write_result('digits-ctc', 'wer', value, perf_counter()-t0, 'strings of 3-7 digits of one speaker, half with gaps of 0.1 s, half overlapping by 0.05 s; official takes, and each speaker left out',
+        sd, list(seeds), path, runs=runs, loso=loso, loso_sd=loso_sd, speakers=speakers)
+
 # %% ../nbs/32_benchmark.ipynb #02fba918
-benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official}
+benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,
+    'an4-ctc-phone': bench_an4_ctc_phone, 'an4-to-fsdd': bench_an4_to_fsdd, 'digits-ctc': bench_digits_ctc}
