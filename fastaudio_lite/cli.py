@@ -49,7 +49,8 @@ def _need(ok, msg):
 
 # %% ../nbs/34_cli.ipynb #0d4df0f6
 _limits = dict(epochs=(1,10_000), sr=(4000,192_000), dur=(.05,3600), valid=(1,90), bs=(1,4096), lr=(1e-8,10),
-    workers=(0,64), top=(1,10_000), tokens=(0,5000), hidden=(2,4096), layers=(1,20), alpha=(0,100), beta=(-100,100), beam=(1,10_000))
+    workers=(0,64), top=(1,10_000))
+_limits |= dict(tokens=(0,5000), hidden=(2,4096), layers=(1,20), alpha=(0,100), beta=(-100,100), beam=(1,10_000))
 
 def _check_numbers(**kwargs):
     "`ValueError` unless each number (None: not given) is between its limits"
@@ -500,7 +501,8 @@ def _ask(f, fn):
     with warnings.catch_warnings(record=True) as ws:
         warnings.simplefilter('always')
         res = f(fn)
-    msgs = list(dict.fromkeys(_line(o.message) for o in ws if not issubclass(o.category, (DeprecationWarning,FutureWarning))))
+    ours = [o for o in ws if not issubclass(o.category, (DeprecationWarning,FutureWarning))]
+    msgs = list(dict.fromkeys(_line(o.message) for o in ours))
     for o in msgs: _err(f'warning: {fn}: {o}')
     return dict(file=str(fn), warnings=msgs, **res)
 
@@ -563,12 +565,12 @@ def _alphabet(df, n):
     return Tokens.subwords(texts, n) if n else Tokens.letters(texts)
 
 # %% ../nbs/34_cli.ipynb #1c5fa29e
+_step = .06 # Seconds of one step of the network that lesson 17 trains
+
 def _problems(df, n_tokens):
     "Rows of `df` that cannot be learnt from, or measured on, with their problem"
-    from fastaudio_lite.asr.ctc import CTCModel
     from fastaudio_lite.asr.text import check_transcripts
-    step = CTCModel(2, n_hidden=2, n_layers=1).stride/100 # s; frames of 10 ms
-    bad = check_transcripts(df, _alphabet(df, n_tokens), step)
+    bad = check_transcripts(df, _alphabet(df, n_tokens), _step)
     bad = bad.assign(row=bad.row.astype(int)) # A table without rows knows no types
     hard = bad.problem.str.startswith(('letters outside','too long')).astype(bool)
     return bad[~(hard & (df.split.to_numpy()[bad.row]=='test'))]
@@ -629,7 +631,10 @@ def _asr_line(log):
     "Print what the recorder says of an epoch, unless it was passed over"
     if len(log)>4: print(f'epoch {log[0]+1:>3}  loss {log[1]:.3f}  validation WER {log[3]:6.1%}  CER {log[4]:6.1%}  {log[-1]}', flush=True)
 
-def _asr_epochs(n, bs): return max(40, min(150, 2400*bs//n))
+def _asr_epochs(n, bs):
+    "Lesson 17's number of epochs, and up to 150 where `n` clips make few batches"
+    from fastaudio_lite.asr.transcribe import train_asr
+    return max(inspect.signature(train_asr).parameters['epochs'].default, min(150, 2400*bs//n))
 
 def _fit_asr(df, folder, seed, **kwargs):
     "A trained `Transcriber`, or None after Ctrl-C, where the same command can go on"
@@ -640,7 +645,7 @@ def _fit_asr(df, folder, seed, **kwargs):
     try: return asr.Transcriber(asr.train_asr(df, folder=folder, cbs=_progress(_asr_line), **kwargs))
     except BaseException as e: # Ctrl-C is none of the Exceptions
         if not (folder/'checkpoint.pt').exists(): rmtree(folder)
-        elif isinstance(e, KeyboardInterrupt): return print('\n'*sys.stderr.isatty() + 'fastaudio-lite: stopped; the same command goes on where it stopped', file=sys.stderr)
+        elif isinstance(e, KeyboardInterrupt): return _err('stopped; the same command goes on where it stopped')
         raise
 
 # %% ../nbs/34_cli.ipynb #bd394ac2
@@ -666,11 +671,11 @@ def _score_asr(tr, df):
 def train_asr(
     data:str=None, # an4 (fetched if it is not here), starter, or a csv file: file,text[,speaker,split] (needed)
     out:Path=None, # Folder for the model; otherwise models/ and the name of the data
-    epochs:int=None, # Passes over the clips; otherwise 40, up to 150 for few clips
+    epochs:int=None, # Passes over the clips; otherwise those of lesson 17, and up to 150 for few clips
     tokens:int=120, # Sub-words to write with; 0: letters
     sr:int=16000, # Rate in Hz that every clip is brought to
     bs:int=8, # Clips in a batch
-    lr:float=2.5e-3, # Highest learning rate
+    lr:float=None, # Highest learning rate; otherwise that of lesson 17
     hidden:int=320, # Size of the network: features of a step
     layers:int=3, # Its LSTMs
     seed:int=42, # Of everything random but the split
@@ -688,7 +693,8 @@ def train_asr(
     n = int((df.split=='train').sum())
     opts |= dict(epochs=epochs or _asr_epochs(n, bs), augment=augment)
     folder = _training_folder(out, dict(opts, seed=seed, data=_table_sum(df)))
-    tr = _fit_asr(df, folder, seed, n_tokens=opts.pop('tokens'), n_hidden=opts.pop('hidden'), n_layers=opts.pop('layers'), **opts)
+    names = dict(tokens='n_tokens', hidden='n_hidden', layers='n_layers')
+    tr = _fit_asr(df, folder, seed, **{names.get(k, k):v for k,v in opts.items() if v is not None})
     return _save_asr(tr, df, out, folder, trained_on=n, epochs=opts['epochs'], seeds=1) if tr else 130
 
 def _save_asr(tr, df, out, folder, **counts):
@@ -731,8 +737,9 @@ def _recogniser(model, lm, lexicon, hotwords, **kwargs):
 def _write_down(tr, fn):
     "What `tr` hears in the file `fn`, ready for json"
     from fastaudio_lite.audio import audio_info
-    total = audio_info(fn).dur
-    t = tr.transcribe(fn, progress=lambda s: _bar(min(int(s), int(total)), max(int(total), 1), Path(fn).name) if total>30 else None)
+    total = int(audio_info(fn).dur)
+    def _show(s): _bar(min(int(s), total), total, Path(fn).name)
+    t = tr.transcribe(fn, progress=_show if total>30 else None)
     if t.words and t.prob<.5: warnings.warn(f'confidence {t.prob:.2f}, expected 0.50 or more of clear speech like that of the training: this may be wrong')
     return dict(t.json(), transcript=t)
 
