@@ -223,7 +223,7 @@ def an4_lm(): # An `NGram` of words, order 3
     from fastaudio_lite.asr.decode import NGram
     from fastaudio_lite.asr.text import read_an4
     df = read_an4()
-    return NGram.fit(df[df.split!='test'].text.tolist(), order=3)
+    return NGram.fit(df[df.split!='test'].text.tolist(), order=3, smoothing='kneser-ney')
 
 def bench_an4_ctc(**kwargs)->dict:
     "AN4, word error rate with no language model"
@@ -233,7 +233,7 @@ def bench_an4_ctc_lm(**kwargs)->dict:
     "AN4, word error rate with a trigram model of the training transcripts"
     lm = an4_lm()
     def _hear(tr, files): return heard(tr.use(lm, alpha=0.3, beta=1.), files)
-    return bench_an4('an4-ctc-lm', _hear, 'trigrams of the training transcripts, weight 0.3, word bonus 1', **kwargs)
+    return bench_an4('an4-ctc-lm', _hear, 'Kneser-Ney trigrams of the training transcripts, weight 0.3, word bonus 1', **kwargs)
 
 # %% ../nbs/32_benchmark.ipynb #4d016edd
 def telephone(
