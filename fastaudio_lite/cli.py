@@ -613,9 +613,8 @@ def _training_folder(out, run):
     fn = folder/'settings.json'
     if fn.exists() and (folder/'checkpoint.pt').exists():
         old = json.loads(fn.read_text())
-        diff = [k for k in run if old.get(k)!=run[k]]
-        what = ' '.join(f'--{k} {run[k]}' for k in diff)
-        _need(not diff, f"got {what}, expected {' '.join(str(old.get(k)) for k in diff)}, with which {folder} was begun: say the same, or remove that folder to start afresh")
+        diff = [f"{k} {'default' if o.get(k) is None else o[k]}" for k in run if old.get(k)!=run[k] for o in (run,old)]
+        _need(not diff, f"got {', '.join(diff[::2])}, expected {', '.join(diff[1::2])}, with which {folder} was begun: say the same, or remove that folder to start afresh")
         print(f'going on from {_short(folder)}', flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     fn.write_text(json.dumps(run))
@@ -692,7 +691,7 @@ def train_asr(
         if (df.split==k).any(): print(f'{k:6}{_describe(df, k)}', flush=True)
     n = int((df.split=='train').sum())
     opts |= dict(epochs=epochs or _asr_epochs(n, bs), augment=augment)
-    folder = _training_folder(out, dict(opts, seed=seed, data=_table_sum(df)))
+    folder = _training_folder(out, dict(opts, seed=seed, recordings=_table_sum(df)))
     names = dict(tokens='n_tokens', hidden='n_hidden', layers='n_layers')
     tr = _fit_asr(df, folder, seed, **{names.get(k, k):v for k,v in opts.items() if v is not None})
     return _save_asr(tr, df, out, folder, trained_on=n, epochs=opts['epochs'], seeds=1) if tr else 130

@@ -1,8 +1,8 @@
 "The command line: every command, in this process and in a shell of its own"
-import json, os, socket, subprocess, sys, time
+import json, os, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 
-import pytest
+import numpy as np, pytest, soundfile as sf
 from fastcore.test import expect_fail
 from torch._utils import ExceptionWrapper
 
@@ -190,6 +190,206 @@ def test_draw():
     held = cli_mod._draw(['a']*20 + ['b']*2 + ['c'], 20, 1)
     assert (sum(held[:20]),sum(held[20:22]),held[22])==(4,1,False)
     with expect_fail(ValueError, 'no clips to hold out'): cli_mod._split(['a','b'], cli_mod._draw(['a','b'], 20, 1))
+
+# train-asr and transcribe
+accents = dict(zip('yes no go stop help start enter repeat erase rubout'.split(), 'sí no voy alto ay ya niño otra año más'.split()))
+
+def spoken(csv='t.csv', n=30, **more):
+    "A csv of the starter set's single words, written in Spanish; `more` rows of file and text"
+    from fastaudio_lite.asr.text import read_starter
+    df = read_starter()
+    df = df[df.text.isin(accents)].sort_values(['split','file'], ascending=False)[:n]
+    rows = [f"{o.file},{accents[o.text].title()}!,{o.speaker},{'test' if i%10==0 else 'valid' if i%10==1 else 'train'}" for i,o in enumerate(df.itertuples())]
+    rows += [f'{k},{v},nobody,train' for k,v in more.items()]
+    Path(csv).write_text('\n'.join(['file,text,speaker,split', *rows])+'\n', encoding='utf-8')
+    return df.file.tolist()
+
+asr_tiny = '--epochs 2 --tokens 0 --hidden 16 --layers 1 --sr 8000 --no-augment'.split()
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "A recogniser that was trained a little by the command, and what it printed"
+    import contextlib, io
+    path,old,buf = tmp_path_factory.mktemp('asr'),Path.cwd(),io.StringIO()
+    os.chdir(path)
+    try:
+        spoken()
+        with contextlib.redirect_stdout(buf): assert main(['train-asr', '--data', 't.csv', '--out', 'm', '--epochs', '12', *asr_tiny[2:]])==0
+    finally: os.chdir(old)
+    return path/'m',buf.getvalue()
+
+def test_train_asr(trained):
+    "From a csv of thirty files to a recogniser of Spanish letters; nothing but the model is left"
+    folder,out = trained
+    assert sorted(os.listdir(folder))==model_files and sorted(os.listdir(folder.parent))==['m','t.csv']
+    assert out.count('epoch ')==12 and 'WER' in out and 'train 24 clips' in out and 'test  3 clips' in out
+    assert ' on 3 test clips' in out and out.count('\n  ')<=3
+    d = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+    assert {'á','ñ','í'} <= set(d['config']['tokens']['vocab']) and not {'A','!'} & set(d['config']['tokens']['vocab'])
+    f = d['figures']
+    assert (f['n'],f['epochs'],f['trained_on'])==(3,12,24) and f['split'].startswith('test') and 0<=f['cer'] and 0<=f['wer']
+    tr = from_pretrained(folder)
+    assert tr.sr==8000 and abs(tr.step-cli_mod._step)<1e-9 # what transcripts were checked with
+
+def test_train_asr_bad_rows(capsys):
+    "Bad rows are named with their reason and left out"
+    spoken(**{'no.wav':'hola'})
+    rows = [o.split(',') for o in Path('t.csv').read_text(encoding='utf-8').splitlines()]
+    rows[2][1],rows[3][1],rows[4][1] = 'ξένος','','muy larga '*30
+    Path('t.csv').write_text('\n'.join(map(','.join, [*rows, rows[5]]))+'\n', encoding='utf-8')
+    assert main(['train-asr', '--data', 't.csv', '--out', 'm', *asr_tiny])==0
+    out,err = capsys.readouterr()
+    for o,msg in zip((rows[2], rows[3], rows[4], ['no.wav'], rows[5]), ('letters outside the alphabet', 'empty transcript', 'too long', 'missing file', 'listed before')):
+        assert any(Path(o[0]).name in line and msg in line for line in err.splitlines()), msg
+    assert len(err.splitlines())==5 and 'train 22 clips' in out
+
+def _bad_asr():
+    yield 'no such table', ['--data', 'none.csv'], 'none.csv'
+    yield 'no data', [], 'got no data, expected --data'
+    yield 'unknown name', ['--data', 'an5'], 'expected an4, starter, or a csv'
+    yield 'tokens', ['--data', 't.csv', '--tokens', '3'], 'got 3 pieces for'
+    yield 'epochs', ['--data', 't.csv', '--epochs', '0'], 'got --epochs 0'
+    yield 'out', ['--data', 't.csv', '--out', 't.csv'], 't.csv'
+    yield 'columns', ['--data', 'c.csv'], 'expected text too'
+
+@pytest.mark.parametrize('name,args,msg', _bad_asr(), ids=lambda o: o if isinstance(o, str) else '')
+def test_train_asr_errors(name, args, msg, capsys):
+    spoken(n=6)
+    Path('c.csv').write_text('file,words\na.wav,b\n')
+    assert main(['train-asr', *args])==2
+    err = capsys.readouterr().err
+    assert msg in err and len(err.splitlines())==1 and left()==['c.csv','t.csv']
+
+def _killed(args, ck):
+    "Start the command in a shell of its own and kill it after its first epoch"
+    p = subprocess.Popen([sys.executable, '-c', 'from fastaudio_lite.cli import main; main()', *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not ck.exists() and p.poll() is None: time.sleep(.05)
+    p.send_signal(signal.SIGKILL)
+    assert p.wait()==-signal.SIGKILL and ck.exists(), p.stderr.read()
+
+def test_train_asr_resumes(capsys, monkeypatch):
+    "Killed: the same command goes on; another one is told what differs; Ctrl-C says so; at the end nothing is left"
+    import torch
+    spoken()
+    args,ck = ['train-asr', '--data', 't.csv', '--out', 'm', '--epochs', '400', *asr_tiny[2:]],Path('.m-training/checkpoint.pt')
+    _killed(args, ck)
+    done = torch.load(ck, weights_only=True)['epoch']
+    assert main([*args, '--lr', '.1'])==2 and 'got lr 0.1, expected lr default, with which .m-training was begun' in capsys.readouterr().err
+    with monkeypatch.context() as m:
+        m.setattr(cli_mod, '_asr_line', lambda o: _interrupt() if len(o)>4 and o[0]>done else None)
+        assert main(args)==130
+    out,err = capsys.readouterr()
+    assert 'going on from .m-training' in out and err=='fastaudio-lite: stopped; the same command goes on where it stopped\n'
+    d = torch.load(ck, weights_only=True)
+    assert d['epoch']>done and not Path('m').exists()
+    torch.save(dict(d, epoch=399), ck) # but one
+    assert main(args)==0
+    out = capsys.readouterr().out
+    assert out.count('epoch ')==1 and 'epoch 400 ' in out and sorted(os.listdir())==['m','t.csv']
+
+def _interrupt(): raise KeyboardInterrupt
+
+@pytest.fixture(scope='module')
+def asr(tmp_path_factory):
+    "A saved recogniser that says a lot, all of it nonsense"
+    from test_transcribe import make
+    from fastaudio_lite.export import save_pretrained
+    return save_pretrained(make(), tmp_path_factory.mktemp('asr')/'es')
+
+@pytest.fixture
+def clips():
+    "A folder of two clips, an hour of nothing in a moment, and one that is broken"
+    Path('clips').mkdir()
+    files = spoken(n=4)
+    for o in files[:2]: shutil.copy(o, 'clips')
+    Path('bad.wav').write_text('no sound')
+    sf.write('silence.wav', np.zeros(8000), 8000)
+    return sorted(f'clips/{Path(o).name}' for o in files[:2])
+
+def run(capsys, *args):
+    capsys.readouterr()
+    return main(args),*capsys.readouterr()
+
+def _no_doubts(err): return [o for o in err.splitlines() if 'confidence' not in o]
+
+def test_transcribe(asr, clips, capsys):
+    "A line a file, from a folder; silence warns, a broken file is an error and does not stop the others"
+    code,out,err = run(capsys, 'transcribe', 'bad.wav', 'clips', 'silence.wav', '--model', asr)
+    rows = [o.split('\t') for o in out.splitlines()]
+    assert code==2 and [o[0] for o in rows]==[*clips,'silence.wav'] and all(len(o)==2 for o in rows) and rows[-1][1]==''
+    bad,silent = _no_doubts(err)
+    assert 'bad.wav' in bad and 'warning: silence.wav: got silence' in silent
+
+def test_transcribe_forms(asr, clips, capsys):
+    "Words, json, srt and vtt say the same"
+    code,out,_ = run(capsys, 'transcribe', *clips, 'silence.wav', '--model', asr, '--json')
+    doc = json.loads(out)
+    t = doc['transcripts']
+    assert code==0 and doc['errors']==[] and [o['file'] for o in t]==[*clips,'silence.wav'] and t[2]['text']=='' and len(t[2]['warnings'])==1
+    code,out,_ = run(capsys, 'transcribe', *clips, '--model', asr, '--words')
+    rows = [o.split('\t') for o in out.splitlines()]
+    want = [[o['file'], f"{w['start']:.2f}", f"{w['end']:.2f}", w['text'], f"{w['prob']:.4f}"] for o in t for w in o['words']]
+    assert code==0 and rows==want and want
+    one = next(o for o in t if o['words'])
+    srt,vtt = (run(capsys, 'transcribe', one['file'], '--model', asr, k)[1] for k in ('--srt','--vtt'))
+    assert srt.startswith('1\n00:00:0') and ' --> ' in srt and one['words'][0]['text'] in srt and vtt.startswith('WEBVTT\n\n')
+
+def test_transcribe_doubts(asr, capsys):
+    "What is no speech gets a warning, or no words"
+    sf.write('noise.wav', np.random.default_rng(0).normal(size=(48000,2))*.1, 48000)
+    code,out,err = run(capsys, 'transcribe', 'noise.wav', '--model', asr, '--json')
+    o, = json.loads(out)['transcripts']
+    assert code==0 and bool(o['words'] and o['prob']<.5)==('confidence' in err)==any('confidence' in w for w in o['warnings'])
+
+def test_transcribe_progress(asr, capsys, monkeypatch):
+    "Where somebody looks, a bar for a long file"
+    sf.write('long.wav', np.random.default_rng(0).normal(size=8000*45)*.1, 8000)
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    assert '45/45' in run(capsys, 'transcribe', 'long.wav', '--model', asr)[2]
+
+arpa = '\\data\\\nngram 1=4\n\n\\1-grams:\n-99 <s>\n-1 </s>\n-.5 {}\n-.5 {}\n\n\\end\\\n'
+
+def test_transcribe_decoders(asr, clips, capsys):
+    "A language model in capitals, a lexicon, words to listen for"
+    Path('lm.arpa').write_text(arpa.format('MÁS', 'NIÑO'), encoding='utf-8')
+    Path('words.txt').write_text('Más\n\nniño,\n', encoding='utf-8')
+    code,out,err = run(capsys, 'transcribe', *clips, '--model', asr, '--lm', 'lm.arpa', '--alpha', '1', '--beta', '.5', '--beam', '8',
+        '--lexicon', 'words.txt', '--hotwords', 'más, Niño')
+    assert code==0 and not _no_doubts(err)
+    assert {w for o in out.splitlines() for w in o.split('\t')[1].split()} <= {'más','niño'}
+
+def _bad_transcribe():
+    yield 'alien lm', ['--lm', 'alien.arpa'], 'expected the letters that the recogniser writes'
+    yield 'cut lm', ['--lm', 'cut.arpa'], 'cut.arpa'
+    yield 'no lm', ['--lm', 'no.arpa'], 'no.arpa'
+    yield 'lm of bytes', ['--lm', 'bytes.arpa'], 'bytes.arpa'
+    yield 'alpha', ['--alpha', '1'], 'without --lm'
+    yield 'beam', ['--beam', '0'], 'got --beam 0'
+    yield 'no lexicon', ['--lexicon', 'no.txt'], 'no.txt'
+    yield 'empty lexicon', ['--lexicon', 'empty.txt'], 'without a word'
+    yield 'alien hotword', ['--hotwords', 'ξένος'], 'a hotword'
+    yield 'two forms', ['--srt', '--json'], 'got --json and --srt'
+    yield 'two files', ['--srt', 'silence.wav'], 'one file at a time'
+    yield 'folder', ['empty'], 'no audio in it'
+
+@pytest.mark.parametrize('name,args,msg', _bad_transcribe(), ids=lambda o: o if isinstance(o, str) else '')
+def test_transcribe_errors(name, args, msg, asr, clips, capsys):
+    "One line, and no answers"
+    Path('alien.arpa').write_text(arpa.format('ξένος', 'λόγος'), encoding='utf-8')
+    Path('cut.arpa').write_text(arpa.format('más', 'niño')[:-25], encoding='utf-8')
+    Path('bytes.arpa').write_bytes(bytes(range(256)))
+    Path('empty.txt').write_text('\n')
+    Path('empty').mkdir()
+    code,out,err = run(capsys, 'transcribe', clips[0], *args, '--model', asr)
+    assert (code,out)==(2,'') and msg in err and len(err.splitlines())==1
+
+def test_wrong_model(asr, clips, cli, capsys):
+    "A recogniser is no classifier, a classifier no recogniser, a folder of sounds neither"
+    cli('train', words(Path('words'), 4), '--epochs', 1, '--out', 'clf')
+    for args in (('transcribe', clips[0], '--model', 'clf'), ('predict', clips[0], '--model', asr), ('transcribe', clips[0], '--model', 'clips'),
+        ('transcribe', clips[0], '--model', 'none'), ('transcribe', clips[0]), ('transcribe', '--model', asr)):
+        code,out,err = run(capsys, *args)
+        assert (code,out)==(2,'') and len(err.splitlines())==1 and err.startswith('fastaudio-lite: ')
 
 # demo
 def test_demo(cli):

@@ -1,0 +1,320 @@
+"The recogniser in one piece: chunks, long and odd sounds, subtitles, saved and loaded, stopped and gone on with, bad tables"
+import hashlib, io, json, resource, subprocess, sys, warnings
+
+import numpy as np, pytest, safetensors.torch, soundfile as sf, torch
+from hypothesis import Phase, given, settings, strategies as st
+
+from fastaudio_lite.asr.ctc import CTCModel, LogProbs, Span
+from fastaudio_lite.asr.text import Tokens, check_transcripts, read_speech
+from fastaudio_lite.asr.transcribe import Transcriber, Transcript, captions, speech_chunks, train_asr
+from fastaudio_lite.audio import AudioError, AudioTensor, AudioWarning, load_audio
+from fastaudio_lite.export import PretrainedError, _sum, from_pretrained, save_pretrained
+from fastaudio_lite.spectrogram import FrontEnd
+
+few = settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+sr = 8000
+known = pytest.mark.xfail(reason='known, to be mended in the module') # remove when it is
+
+def make(seed=0, stride=(2,2)):
+    "An untrained recogniser of Spanish letters that says a lot"
+    torch.manual_seed(seed)
+    tokens = Tokens.letters(['año más niño'])
+    model = CTCModel(len(tokens), 16, chs=(4,6), strides=stride, n_hidden=12, n_layers=1)
+    torch.nn.init.normal_(model.head[1].weight, std=3.)
+    return Transcriber(dict(tokens=tokens, model=model, front_end=FrontEnd(sr, n_mels=16, norm='bin')))
+
+def sound(n, seed=0, rate=sr): return AudioTensor((torch.rand(1, n, generator=torch.Generator().manual_seed(seed))-.5)*.5, sr=rate)
+
+@pytest.fixture(scope='module')
+def tr(): return make()
+
+def wav_bytes(wav, rate=sr):
+    buf = io.BytesIO()
+    sf.write(buf, np.asarray(wav).T, rate, format='WAV', subtype='FLOAT')
+    return buf.getvalue()
+
+# Chunks
+def _whole(src, want, rate, max_dur, pause=.2):
+    "Chunks that are not too long, start where the last ended, and together are `want (T,)`"
+    parts = list(speech_chunks(src, rate, max_dur, pause))
+    pos = 0
+    for start,wav in parts:
+        assert start==pytest.approx(pos/rate) and 0<wav.shape[-1]<=round(max_dur*rate) and wav.sr==rate
+        pos += wav.shape[-1]
+    got = torch.cat([torch.zeros(0), *(o[0].as_subclass(torch.Tensor) for _,o in parts)])
+    torch.testing.assert_close(got, want)
+    return parts
+
+@few
+@given(st.integers(0, 40_000), st.floats(.5, 3), st.floats(.01, .3), st.booleans(), st.integers(0, 10**6))
+def test_chunks_are_the_whole(n, max_dur, pause, as_file, seed):
+    "Every sample once, in order, whatever the length"
+    x = sound(n, seed) if n else torch.zeros(1, 0)
+    src = wav_bytes(x) if as_file else (x.numpy(), sr)
+    if n: _whole(src, x[0].as_subclass(torch.Tensor), sr, max_dur, pause)
+
+@pytest.mark.parametrize('n', (1, 2, 79, 3999, 4000, 4001, 7999, 8000, 8001, 16000, 16001))
+def test_chunk_edges(n): _whole((sound(n).numpy(), sr), sound(n)[0].as_subclass(torch.Tensor), sr, 1.)
+
+def test_chunks_cut_in_the_pause():
+    x = sound(16000)
+    x[:,5200:6000] *= 1e-3
+    parts = _whole((x.numpy(), sr), x[0].as_subclass(torch.Tensor), sr, 1.5, .05)
+    assert 5200 <= parts[0][1].shape[-1] <= 6000 or len(parts[0][1][0])>6000 # the quietest of its second half
+
+def test_chunks_of_silence():
+    "The same everywhere: still cut, still whole"
+    _whole((np.zeros((1,20000), 'float32'), sr), torch.zeros(20000), sr, .7)
+
+def test_chunks_resampled(tmp_path):
+    "A file at another rate, stereo: as long as the sound is"
+    sf.write(tmp_path/'a.wav', np.random.default_rng(0).normal(size=(48000*3,2))*.1, 48000)
+    parts = list(speech_chunks(tmp_path/'a.wav', 16000, 1.))
+    assert sum(o.shape[-1] for _,o in parts)==pytest.approx(48000, abs=2) and all(o.shape[0]==1 for _,o in parts)
+
+def test_nothing_at_all(tr, tmp_path):
+    "A file without a sample: an error or an empty text, no traceback of torch's"
+    sf.write(tmp_path/'a.wav', np.zeros(0), sr)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try: assert tr.transcribe(tmp_path/'a.wav').text==''
+        except AudioError as e: assert 'a.wav' in str(e)
+
+# Sounds
+@pytest.mark.parametrize('n', (1, 5, 40, 119, 120, 121, 500))
+def test_very_short(tr, n):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        res = tr.transcribe((sound(n).numpy(), sr))
+    assert isinstance(res.text, str) and res.dur==pytest.approx(n/sr)
+
+def _sounds():
+    "Silence, hum, clicks, a chord, white noise, clipped noise"
+    t,g = np.arange(sr)/sr,np.random.default_rng(0)
+    chord = sum(np.sin(2*np.pi*f*t) for f in (220, 277.2, 329.6, 440))/4
+    clicks = np.zeros(sr)
+    clicks[::997] = 1
+    return dict(dc=np.full(sr, .3), hum=.2*np.sin(2*np.pi*50*t), clicks=clicks, chord=chord, noise=g.normal(size=sr)*.1, clipped=np.sign(g.normal(size=sr)))
+
+@pytest.mark.parametrize('name', _sounds())
+def test_no_speech(tr, name):
+    "Some text, times in order within the sound, a confidence from 0 to 1; and the same again"
+    src = _sounds()[name][None].astype('float32'),sr
+    res = tr.transcribe(src)
+    times = [x for o in res.words for x in (o.start,o.end)]
+    assert times==sorted(times) and all(0<=o<=res.dur+tr.step for o in times) and 0<=res.prob<=1
+    assert res.text==' '.join(o.text for o in res.words) and tr.transcribe(src)==res
+
+@pytest.mark.parametrize('level', (0, 1e-6))
+def test_silence(tr, level):
+    with pytest.warns(AudioWarning, match='got silence'): res = tr.transcribe((level*np.ones((1,sr), 'float32'), sr))
+    assert (res.text,res.words,res.prob,res.dur)==('',[],0,1)
+
+def test_stereo_48k(tr, tmp_path):
+    "48 kHz stereo, from a file, its bytes, an array: the same text, that of the sound at the recogniser's own rate"
+    x = np.random.default_rng(0).normal(size=(2,48000)).astype('float32')*.1
+    sf.write(tmp_path/'a.wav', x.T, 48000, subtype='FLOAT')
+    want = tr.transcribe(load_audio((x,48000), sr)).text
+    for src in (tmp_path/'a.wav', str(tmp_path/'a.wav'), (tmp_path/'a.wav').read_bytes()): assert tr.transcribe(src).dur==pytest.approx(1, abs=.01)
+    assert want and tr.transcribe((x,48000)).text==want
+
+def test_bad_sounds(tr, tmp_path):
+    (tmp_path/'a.wav').write_bytes(b'RIFF, or so')
+    for src in (tmp_path/'a.wav', np.full((1,100), np.nan, 'float32')):
+        with pytest.raises(AudioError): tr.transcribe((src,sr) if isinstance(src, np.ndarray) else src)
+    with pytest.raises(FileNotFoundError): tr.transcribe(tmp_path/'no.wav')
+
+def test_hour(tmp_path, monkeypatch):
+    "An hour in pieces: bounded memory, progress to the end, words from the first minute to the last"
+    tr,rate = make(),4000
+    tr.front_end.sr = rate
+    def _say(self, wav): # the network's place: 'a' once in each piece
+        res = torch.full((1,20,len(self.tokens)), -20.)
+        res[...,0] = 0.
+        res[:,5,0],res[:,5,self.tokens.ids['a']] = -20.,0.
+        return res.as_subclass(LogProbs)
+    monkeypatch.setattr(Transcriber, 'forward', _say)
+    with sf.SoundFile(tmp_path/'hour.wav', 'w', rate, 1, 'PCM_16') as f:
+        block = np.random.default_rng(0).integers(-9000, 9000, rate*60, dtype=np.int16)
+        for _ in range(60): f.write(block)
+    before,seen = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,[]
+    res = tr.transcribe(tmp_path/'hour.wav', progress=seen.append)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before < 30_000 # KB; the samples as floats are 58 MB
+    assert res.dur==pytest.approx(3600) and seen==sorted(seen) and seen[-1]==pytest.approx(3600)
+    assert 180 <= len(res.words)==len(seen) <= 361
+    gaps = np.diff([0, *(o.start for o in res.words), 3600])
+    assert gaps.min()>0 and gaps.max()<=21
+
+# Transcripts
+words = [Span('hola', .5, .9, .8), Span('niño', 1., 1.4, .6), Span('más', 3661.25, 3662.5, 1.)]
+said = Transcript('hola niño más', words, .8, 3700.)
+
+def test_srt(): assert said.srt()=='1\n00:00:00,500 --> 00:00:01,400\nhola niño\n\n2\n01:01:01,250 --> 01:01:02,500\nmás\n'
+def test_vtt(): assert said.vtt()=='WEBVTT\n\n00:00:00.500 --> 00:00:01.400\nhola niño\n\n01:01:01.250 --> 01:01:02.500\nmás\n'
+def test_no_captions(): assert (Transcript('', [], 0., 1.).srt(), Transcript('', [], 0., 1.).vtt())==('', 'WEBVTT\n\n')
+
+def test_json():
+    d = json.loads(json.dumps(said.json()))
+    assert d['words'][1]==dict(text='niño', start=1., end=1.4, prob=.6) and (d['text'],d['prob'],d['dur'])==(said.text,.8,3700)
+
+@pytest.mark.parametrize('t,want', ((0,'00:00:00,000'), pytest.param(59.9996, '00:01:00,000', marks=known), pytest.param(3599.9999, '01:00:00,000', marks=known), (1.0004,'00:00:01,000'), (360000,'100:00:00,000')))
+def test_stamp(t, want):
+    "Rounded once: a minute never has sixty seconds"
+    from fastaudio_lite.asr.transcribe import _stamp
+    assert _stamp(t, ',')==want
+
+@few
+@given(st.lists(st.tuples(st.text('abñ', min_size=1, max_size=70), st.floats(0, 2), st.floats(.1, 1)), max_size=12))
+def test_captions(items):
+    "Every word once, in order; no longer than asked, but for a word that is"
+    t,ws = 0.,[]
+    for text,gap,dur in items:
+        ws.append(Span(text, t+gap, t+gap+dur, .5))
+        t += gap+dur
+    res = captions(ws, max_chars=20)
+    assert ' '.join(o.text for o in res)==' '.join(o.text for o in ws)
+    for o in res: assert o.start<o.end and (len(o.text)<=20 or ' ' not in o.text)
+    assert all(a.end<=b.start+1e-9 for a,b in zip(res, res[1:]))
+
+# Decoders
+def test_use(tr):
+    "With a lexicon nothing else is written; without arguments it is greedy again"
+    src,want = (sound(sr).numpy(), sr),tr.transcribe((sound(sr).numpy(), sr))
+    try: assert set(tr.use(lexicon=['niño','año']).transcribe(src).text.split()) <= {'niño','año'}
+    finally: tr.use()
+    assert tr.transcribe(src)==want
+
+# Saved
+@pytest.fixture(scope='module')
+def saved(tr, tmp_path_factory): return save_pretrained(tr, tmp_path_factory.mktemp('m')/'es', dict(wer=.5, split='none', n=2, seeds=1))
+
+def test_round_trip(tr, saved, tmp_path):
+    "The same numbers, here and in a fresh process that loads no training library"
+    fn = tmp_path/'a.wav'
+    sf.write(fn, sound(sr*2, 3).numpy().T, sr, subtype='FLOAT')
+    want = tr.transcribe(fn)
+    assert Transcriber.from_pretrained(saved).transcribe(fn)==from_pretrained(saved).transcribe(fn)==want and want.text
+    code = ('import json, sys; from fastaudio_lite.asr.transcribe import Transcriber; print(json.dumps(Transcriber.from_pretrained(sys.argv[1])'
+        '.transcribe(sys.argv[2]).json())); print(*[o for o in ("fastai.learner", "fastai.vision", "torchvision", "jiwer", "tokenizers", "numba") if o in sys.modules])')
+    res = subprocess.run([sys.executable, '-c', code, saved, fn], capture_output=True, text=True, cwd=tmp_path)
+    out,loaded = res.stdout.splitlines()
+    assert json.loads(out)==json.loads(json.dumps(want.json())) and loaded=='' and res.stderr==''
+
+def test_wrong_kind(saved, tmp_path):
+    from fastaudio_lite.classifier import Classifier
+    with pytest.raises(PretrainedError): Classifier(saved)
+    with pytest.raises(PretrainedError): Transcriber.from_pretrained(tmp_path)
+
+def _forged(saved, folder, change):
+    "A copy of the model whose config was changed, with sums that fit, as an enemy would"
+    folder.mkdir()
+    d,raw = json.loads((saved/'config.json').read_text(encoding='utf-8')),safetensors.torch.load_file(saved/'model.safetensors')
+    change(d['config'])
+    raw = safetensors.torch.save(raw, {'config_sha256':_sum(d['kind'], d['config'])})
+    d['weights']['sha256'] = hashlib.sha256(raw).hexdigest()
+    (folder/'model.safetensors').write_bytes(raw)
+    (folder/'config.json').write_text(json.dumps(d), encoding='utf-8')
+    return folder
+
+_changes = dict(blank=lambda c: c['tokens']['vocab'].__setitem__(0, 'x'), fewer=lambda c: c['tokens']['vocab'].pop(),
+    twice=lambda c: c['tokens']['vocab'].__setitem__(3, 'a'), number=lambda c: c['tokens']['vocab'].__setitem__(2, 7),
+    merges=lambda c: c['tokens'].update(merges=[['q','z']]), alien=lambda c: c['tokens'].update(vocab='añ'),
+    huge=lambda c: c['model'].update(n_hidden=10**9), none=lambda c: c['model'].update(n_layers=None), negative=lambda c: c['model'].update(n_layers=-1),
+    stride=lambda c: c['model'].update(strides=[0,2]), steps=lambda c: c['model'].update(strides=[2]), mels=lambda c: c['front_end'].update(n_mels=32),
+    dropout=lambda c: c['model'].update(p=7), more=lambda c: c['model'].update(evil='x'), lack=lambda c: c.pop('front_end'))
+
+@pytest.mark.parametrize('name', [pytest.param(o, marks=known) if o=='fewer' else o for o in _changes])
+def test_tampered(saved, tmp_path, name):
+    "A config that was changed is refused in one sentence"
+    with pytest.raises(PretrainedError) as e: Transcriber.from_pretrained(_forged(saved, tmp_path/'m', _changes[name]))
+    assert len(str(e.value))<600
+
+def test_tampered_plainly(saved, tmp_path):
+    "A letter is another one, and the sums are not touched"
+    folder = _forged(saved, tmp_path/'m', lambda c: None)
+    d = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+    d['config']['tokens']['vocab'][-1] = 'z'
+    (folder/'config.json').write_text(json.dumps(d), encoding='utf-8')
+    with pytest.raises(PretrainedError): Transcriber.from_pretrained(folder)
+
+# Training
+@pytest.fixture
+def table(tmp_path):
+    "Four clips of two sounds, called año and más"
+    rows = ['file,text,speaker,split']
+    for i in range(6):
+        f = 300 if i%2 else 900
+        sf.write(tmp_path/f'{i}.wav', .3*np.sin(2*np.pi*f*np.arange(4800)/sr)*np.hanning(4800), sr)
+        rows.append(f"{i}.wav,{'¡Año!' if i%2 else 'MÁS'},s{i//2},{'valid' if i>3 else 'train'}")
+    (tmp_path/'t.csv').write_text('\n'.join(rows)+'\n', encoding='utf-8')
+    return tmp_path/'t.csv'
+
+tiny = dict(bs=2, sr=sr, n_tokens=0, n_hidden=8, n_layers=1, augment=False)
+
+def _halt(epoch):
+    from fastai.callback.core import Callback
+    class HaltAfter(Callback):
+        order = 90
+        def after_epoch(self):
+            if self.epoch==epoch: raise KeyboardInterrupt
+    return HaltAfter()
+
+def _quiet(): # no progress bar
+    from fastai.callback.core import Callback
+    from fastai.callback.progress import ProgressCallback
+    class Quiet(Callback):
+        def after_create(self):
+            self.learn.remove_cbs(ProgressCallback)
+            self.learn.logger = lambda o: None
+    return Quiet()
+
+def _train(table, folder, epochs=3, seed=0, cbs=(), **kwargs):
+    torch.manual_seed(seed)
+    return train_asr(read_speech(table), folder, epochs=epochs, cbs=[_quiet(), *cbs], **{**tiny, **kwargs})
+
+def test_restart(table, tmp_path):
+    "Stopped after an epoch, gone on with: the schedule, the optimiser and the average are those of one run"
+    torch.use_deterministic_algorithms(False)
+    with pytest.raises(KeyboardInterrupt): _train(table, tmp_path, cbs=[_halt(1)])
+    d = torch.load(tmp_path/'checkpoint.pt', weights_only=True)
+    learn = _train(table, tmp_path, seed=9)
+    assert d['epoch']==2 and len(learn.recorder.values[-1])>=4
+    d = torch.load(tmp_path/'checkpoint.pt', weights_only=True)
+    assert d['epoch']==3 and d['avg']['n']==6
+    again = _train(table, tmp_path, seed=5) # all of it is done: nothing to add
+    for a,b in zip(learn.model.state_dict().values(), again.model.state_dict().values()): torch.testing.assert_close(a, b)
+
+@pytest.mark.parametrize('change', (dict(epochs=4), dict(bs=3), dict(lr=.1), dict(n_hidden=10), dict(n_tokens=12)))
+def test_other_checkpoint(table, tmp_path, change):
+    "A checkpoint of other settings is refused, in a sentence that can be read"
+    if not (tmp_path/'checkpoint.pt').exists():
+        with pytest.raises(KeyboardInterrupt): _train(table, tmp_path, epochs=2, cbs=[_halt(0)])
+    with pytest.raises(ValueError, match='of other settings or data') as e: _train(table, tmp_path, **{'epochs':2, **change})
+    assert 'checkpoint.pt' in str(e.value)
+
+def test_hears_spanish(table, tmp_path):
+    "A trained learner becomes a recogniser with its letters"
+    tr = Transcriber(_train(table, None, epochs=1))
+    assert tr.tokens==Tokens.letters(['año','más']) and set(tr.transcribe(tmp_path/'0.wav').text) <= set('año más')
+
+# Tables
+@pytest.mark.parametrize('text,msg', (pytest.param('', 'cannot be read', marks=known), ('name,text\na.wav,x\n', 'file'), ('file,words\na.wav,x\n', 'text'), ('file,text\n', 'without a row'),
+    ('file,text,split\na.wav,x,dev\n', "split 'dev'"), ('file,text\na.wav,x,y,z,w\nb,c\n', 'cannot be read|columns')))
+def test_bad_csv(tmp_path, text, msg):
+    (tmp_path/'t.csv').write_text(text)
+    with pytest.raises(ValueError, match=msg) as e: read_speech(tmp_path/'t.csv')
+    assert 't.csv' in str(e.value)
+
+def test_csv_of_bytes(tmp_path):
+    (tmp_path/'t.csv').write_bytes('file,text\na.wav,año\n'.encode('latin-1'))
+    with pytest.raises(ValueError, match='UTF-8'): read_speech(tmp_path/'t.csv')
+    with pytest.raises(FileNotFoundError): read_speech(tmp_path/'no.csv')
+
+def test_problems_are_named(table):
+    "Unknown letters, nothing to say, more than fits, no file: each row with its reason"
+    df = read_speech(table)
+    df = df.assign(text=['ζ', '', 'año '*20, 'más', 'más', 'año'], file=[*df.file[:3], 'no.wav', *df.file[4:]])
+    bad = check_transcripts(df, Tokens.letters(['año','más']), .06)
+    assert bad.row.tolist()==[0,1,2,3]
+    for o,w in zip(bad.problem, ('letters outside the alphabet: ζ', 'empty', 'too long for its audio', 'missing file')): assert w in o
+    with pytest.raises(ValueError, match='cannot be learnt from'): train_asr(df, epochs=1, **tiny)
