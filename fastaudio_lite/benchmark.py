@@ -178,7 +178,8 @@ def an4_model(
         df,t0 = read_an4(n_valid=3),perf_counter()
         set_seed(seed)
         learn = train_asr(df[df.split!='test'], epochs=epochs)
-        save_pretrained(learn, folder, dict(seconds=perf_counter()-t0, epochs=epochs, seed=seed, threads=torch.get_num_threads()))
+        figures = dict(seconds=perf_counter()-t0, epochs=epochs, seed=seed, threads=torch.get_num_threads())
+        save_pretrained(learn, folder, figures)
     return Transcriber.from_pretrained(folder)
 
 def _figures(seed, name='an4'): return json.loads((_kept(f'{name}-{seed}')/'config.json').read_text())['figures']
@@ -211,11 +212,15 @@ def bench_an4(
     **more # Further figures
 )->dict: # What was written: mean word error rate, and each seed's figures under `runs`
     "Word error rate on AN4's 130 test utterances, of ten speakers never heard in training"
-    t0,df,runs = perf_counter(),_an4_test(),[]
-    for s in seeds: runs.append(dict(_error_rates(df, hear(an4_model(s), df.file.tolist())), train_seconds=round(_figures(s)['seconds'], 1)))
+    t0,df = perf_counter(),_an4_test()
+    def _run(s):
+        rates = _error_rates(df, hear(an4_model(s), df.file.tolist()))
+        return dict(rates, train_seconds=round(_figures(s)['seconds'], 1))
+    runs = [_run(s) for s in seeds]
     value,sd = _mean_sd([r['wer'] for r in runs])
     more |= dict(runs=runs, n_params=sum(o.numel() for o in an4_model(seeds[0]).parameters()))
-    return write_result(name, 'wer', value, perf_counter()-t0, f'AN4, official test, {len(df)} utterances; {what}', sd, list(seeds), path, **more)
+    split = f'AN4, official test, {len(df)} utterances; {what}'
+    return write_result(name, 'wer', value, perf_counter()-t0, split, sd, list(seeds), path, **more)
 
 # %% ../nbs/32_benchmark.ipynb #54e6fcae
 def an4_lm(): # An `NGram` of words, order 3
@@ -225,11 +230,11 @@ def an4_lm(): # An `NGram` of words, order 3
     df = read_an4()
     return NGram.fit(df[df.split!='test'].text.tolist(), order=3, smoothing='kneser-ney')
 
-def bench_an4_ctc(**kwargs)->dict:
+def bench_an4_ctc(**kwargs)->dict: # As `bench_an4` gives it
     "AN4, word error rate with no language model"
     return bench_an4('an4-ctc', heard, 'no language model', **kwargs)
 
-def bench_an4_ctc_lm(**kwargs)->dict:
+def bench_an4_ctc_lm(**kwargs)->dict: # As `bench_an4` gives it
     "AN4, word error rate with a trigram model of the training transcripts"
     lm = an4_lm()
     def _hear(tr, files): return heard(tr.use(lm, alpha=0.3, beta=1.), files)
@@ -247,7 +252,7 @@ def telephone(
     y = (y*127).round()/127
     return y.sign()*((y.abs()*math.log(256)).expm1())/255
 
-def bench_an4_ctc_phone(**kwargs)->dict:
+def bench_an4_ctc_phone(**kwargs)->dict: # As `bench_an4` gives it
     "AN4 over the telephone, word error rate with no language model"
     def _hear(tr, files): return heard(tr, [telephone(o) for o in files])
     return bench_an4('an4-ctc-phone', _hear, 'telephone band (8 kHz, 300-3400 Hz, mu-law), no language model', **kwargs)
@@ -282,10 +287,12 @@ def digits_model(
     from fastaudio_lite.asr.transcribe import Transcriber
     from fastaudio_lite.augment import SpeedPitch, speech_tfms
     set_seed(seed)
-    items = [o for i,gap in enumerate((0.1,0.3,-0.05)) for o in digit_strings(files, n//3, (1,5), gap, seed=100+10*seed+i)]
+    gaps = enumerate((0.1,0.3,-0.05))
+    items = [o for i,gap in gaps for o in digit_strings(files, n//3, (1,5), gap, seed=100+10*seed+i)]
     tokens = Tokens.subwords([t for _,t in items], 50)
     tfms = [SpeedPitch((0.8,1.25), p=0.5), *speech_tfms((0.8,1.3), 0.2)]
-    dls = SpeechDataLoaders.from_items(items, items[:16], tokens, front_end=FrontEnd(8000, n_mels=48, hop=120, norm='bin'), bs=8, batch_tfms=tfms)
+    fe = FrontEnd(8000, n_mels=48, hop=120, norm='bin')
+    dls = SpeechDataLoaders.from_items(items, items[:16], tokens, front_end=fe, bs=8, batch_tfms=tfms)
     learn = ctc_learner(dls, n_hidden=192, n_layers=2)
     learn.fit_one_cycle(epochs, 4e-3)
     return Transcriber(learn)
@@ -308,7 +315,9 @@ def bench_digits_ctc(
     "Connected digits: strings of FSDD, official takes and leave one speaker out"
     from fastaudio_lite.datasets import digit_speaker, get_data, is_digit_test
     files = files or sorted((get_data('fsdd')/'recordings').glob('*.wav'))
-    def _run(test, s): return _digits_wer(digits_model([o for o in files if not test(o)], s), [o for o in files if test(o)])
+    def _run(test, s):
+        tr = digits_model([o for o in files if not test(o)], s)
+        return _digits_wer(tr, [o for o in files if test(o)])
     t0,runs = perf_counter(),[_run(is_digit_test, s) for s in seeds]
     speakers = {k:_run(lambda o: digit_speaker(o)==k, seeds[0]) for k in sorted(set(map(digit_speaker, files)))}
     def _all(rs): return _mean_sd([(o['gaps']+o['overlaps'])/2 for o in rs])

@@ -61,7 +61,8 @@ class ConvBlock(nn.Module):
     ):
         super().__init__()
         (f,t),ks = (o if isinstance(o, tuple) else (o,o) for o in (stride, ks))
-        self.conv,self.norm,self.stride = nn.Conv2d(ni, nf, ks, (f,t), [o//2 for o in ks], bias=False),MaskedBatchNorm(nf),t
+        self.conv = nn.Conv2d(ni, nf, ks, (f,t), [o//2 for o in ks], bias=False)
+        self.norm,self.stride = MaskedBatchNorm(nf),t
 
     def forward(self,
         x:torch.Tensor, # Features `(B,ni,F,T)`

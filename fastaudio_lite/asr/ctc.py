@@ -135,7 +135,8 @@ class CTCModel(nn.Module):
         p:float=0.2, # Dropout
     ):
         super().__init__()
-        self.args = dict(n_out=n_out, n_mels=n_mels, chs=list(chs), strides=list(strides), n_hidden=n_hidden, n_layers=n_layers, p=p)
+        self.args = dict(n_out=n_out, n_mels=n_mels, n_hidden=n_hidden, n_layers=n_layers, p=p)
+        self.args |= dict(chs=list(chs), strides=list(strides))
         self.stem = nn.ModuleList(ConvBlock(ni, nf, (2,s), (3,2*s-1)) for ni,nf,s in zip((1,*chs), chs, strides))
         self.proj = nn.Sequential(nn.Linear(-(-n_mels//2**len(chs))*chs[-1], n_hidden), nn.LayerNorm(n_hidden))
         self.layers = nn.ModuleList(BiLSTM(n_hidden, p) for _ in range(n_layers))
@@ -205,7 +206,8 @@ def ctc_learner(
     def _decode(lp): return [tokens.decode(o) for o in greedy(lp)]
     model = model or CTCModel(len(tokens), n_mels, n_hidden=n_hidden, n_layers=n_layers)
     metrics = metrics or [WER(_decode), CER(_decode), blank_share]
-    learn = Learner(dls, model, CTCLoss(), metrics=metrics, wd=wd, cbs=[GradientClip(1.), AverageWeights(), *L(cbs)], **kwargs)
+    cbs = [GradientClip(1.), AverageWeights(), *L(cbs)]
+    learn = Learner(dls, model, CTCLoss(), metrics=metrics, wd=wd, cbs=cbs, **kwargs)
     learn.tokens = tokens
     return learn
 

@@ -68,7 +68,8 @@ class Transcriber(nn.Module):
 def _of_learner(learn):
     "The parts of a `Transcriber` from a trained learner"
     from copy import deepcopy
-    return dict(tokens=learn.tokens, model=deepcopy(learn.model).cpu(), front_end=deepcopy(front_end_of(learn.dls)).cpu())
+    model,fe = (deepcopy(o).cpu() for o in (learn.model, front_end_of(learn.dls)))
+    return dict(tokens=learn.tokens, model=model, front_end=fe)
 
 def _of_folder(path):
     "The parts of a `Transcriber` that `save_pretrained` wrote"
@@ -121,7 +122,9 @@ def captions(
     "Words in groups that fit on a screen"
     res = []
     for w in words:
-        if res and w.start-res[-1][-1].end<=max_gap and sum(len(o.text)+1 for o in res[-1])+len(w.text)<=max_chars: res[-1].append(w)
+        last = res[-1] if res else []
+        fits = last and w.start-last[-1].end<=max_gap and sum(len(o.text)+1 for o in last)+len(w.text)<=max_chars
+        if fits: last.append(w)
         else: res.append([w])
     return [Span(' '.join(o.text for o in g), g[0].start, g[-1].end, sum(o.prob for o in g)/len(g)) for g in res]
 
@@ -204,7 +207,8 @@ def _checkpoint(fn, about):
             if self.epoch<self.first: return # an epoch of the first call, passed over
             avg = dict(avg=self.average_weights.avg, n=self.average_weights.n)
             tmp = fn.with_suffix('.tmp')
-            torch.save(dict(about=about, epoch=self.epoch+1, model=self.model.state_dict(), opt=list(self.opt.state_dict()['state']), avg=avg), tmp)
+            now = dict(model=self.model.state_dict(), opt=list(self.opt.state_dict()['state']), avg=avg)
+            torch.save(dict(about=about, epoch=self.epoch+1, **now), tmp)
             tmp.replace(fn)
     return Checkpoint()
 
@@ -229,7 +233,8 @@ def train_asr(
     texts = df[df.split=='train'].text.tolist()
     tokens = Tokens.subwords(texts, n_tokens) if n_tokens else Tokens.letters(texts)
     fe = FrontEnd(sr, hop=dur2n(0.015, sr), norm='bin')
-    dls = SpeechDataLoaders.from_df(df, tokens, front_end=fe, sr=sr, bs=bs, batch_tfms=speech_tfms() if augment else None)
+    tfms = speech_tfms() if augment else None
+    dls = SpeechDataLoaders.from_df(df, tokens, front_end=fe, sr=sr, bs=bs, batch_tfms=tfms)
     learn = ctc_learner(dls, n_hidden=n_hidden, n_layers=n_layers, cbs=cbs)
     about = dict(tokens=tokens.vocab, clips=len(df), epochs=epochs, bs=bs, lr=lr, model=learn.model.config())
     ck = _checkpoint(Path(folder)/'checkpoint.pt', about) if folder else None
