@@ -280,6 +280,7 @@ def align(
     need = int(steps_needed(y)) if y.numel() else 0
     if need > len(lp): raise ValueError(f"got {len(lp)} steps for a text that needs {need}, expected at least as many: is it the transcript of this clip?")
     z,jump = (o[0] for o in _lattice(y))
+    if not len(lp): return []
     walk,_ = _best_walk(lp, z, jump)
     runs = [(s, [t for t,_ in g]) for s,g in groupby(enumerate(walk), lambda o: o[1])]
     return [(int(z[s]), ts[0], ts[-1]+1, lp[ts,z[s]].mean().exp().item()) for s,ts in runs if s%2]

@@ -50,6 +50,8 @@ class Transcriber(nn.Module):
     )->'Transcriber': # With weights as they are made, not as they were trained
         "An untrained recogniser of the same make"
         tokens,model,fe = Tokens.from_config(cfg['tokens']),CTCModel(**cfg['model']),FrontEnd.from_config(cfg['front_end'])
+        if len(tokens)!=cfg['model']['n_out']:
+            raise ValueError(f"got {len(tokens)} tokens for a network of {cfg['model']['n_out']}, expected as many: save the model again")
         return cls(dict(tokens=tokens, model=model, front_end=fe))
 
     @classmethod
@@ -81,6 +83,7 @@ def _of_folder(path):
 def _quietest(wav, lo, win):
     "The sample after `lo` around which `win` samples are quietest"
     x = wav[0,lo:].as_subclass(torch.Tensor).square()
+    win = min(win, len(x))
     power = nn.functional.avg_pool1d(x[None], win, max(win//4, 1))[0]
     return lo + int(power.argmin())*max(win//4, 1) + win//2
 
@@ -111,8 +114,8 @@ class Transcript:
 
 def _stamp(t, comma):
     "Seconds as subtitles write them"
-    h,m,s = int(t//3600),int(t//60)%60,t%60
-    return f'{h:02}:{m:02}:{s:06.3f}'.replace('.', comma)
+    s,ms = divmod(round(t*1000), 1000)
+    return f'{s//3600:02}:{s//60%60:02}:{s%60:02}{comma}{ms:03}'
 
 def captions(
     words:list, # Words with `text`, `start` and `end`
@@ -193,7 +196,8 @@ def _checkpoint(fn, about):
             self.first = 0
             if not fn.exists(): return 0
             d = torch.load(fn, weights_only=True)
-            if d['about']!=about: raise ValueError(f"got the checkpoint {fn} of other settings or data, expected {about}: remove it to start afresh")
+            odd = [k for k,v in about.items() if d['about'].get(k)!=v]
+            if odd: raise ValueError(f"got the checkpoint {fn} of a run with another {', '.join(odd)}, expected the same: remove it to start afresh")
             learn.model.load_state_dict(d['model'])
             learn.create_opt()
             learn.opt.load_state_dict(dict(state=d['opt'], hypers=learn.opt.hypers))
@@ -234,9 +238,10 @@ def train_asr(
     tokens = Tokens.subwords(texts, n_tokens) if n_tokens else Tokens.letters(texts)
     fe = FrontEnd(sr, hop=dur2n(0.015, sr), norm='bin')
     tfms = speech_tfms() if augment else None
-    dls = SpeechDataLoaders.from_df(df, tokens, front_end=fe, sr=sr, bs=bs, batch_tfms=tfms)
+    dls = SpeechDataLoaders.from_df(df, tokens, front_end=fe, sr=sr, bs=bs, batch_tfms=tfms, min_frame=0.06)
     learn = ctc_learner(dls, n_hidden=n_hidden, n_layers=n_layers, cbs=cbs)
-    about = dict(tokens=tokens.vocab, clips=len(df), epochs=epochs, bs=bs, lr=lr, model=learn.model.config())
+    about = dict(tokens=tokens.vocab, texts=texts, sr=sr, epochs=epochs, bs=bs, lr=lr, augment=augment)
+    about['model'] = learn.model.config()
     ck = _checkpoint(Path(folder)/'checkpoint.pt', about) if folder else None
     learn.fit_one_cycle(epochs, lr, start_epoch=ck.load(learn) if ck else 0, cbs=ck)
     return learn
