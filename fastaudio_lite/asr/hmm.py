@@ -589,17 +589,17 @@ def by_speaker(
 
 def string_recogniser(
     files:list, # Recordings to train on, in FSDD's naming
-    n_train:int=400, # Strings for training, shared out among `gaps`
+    n_train:int=200, # Strings for training, shared out among `gaps`
     gaps:tuple=(0.1,-0.05), # Gaps between words in s
     seed:int=1000, # Of the strings
     **kwargs # Passed to `HMMDigits`
 )->HMMDigits: # Trained and tuned
-    "Train a recogniser of strings on strings that are spliced from `files`, and tune its price of a word on more of them"
-    made = [list(zip(*(o for i,g in enumerate(gaps) for o in digit_strings(files, k//len(gaps), gap=g, seed=seed+s+i))))
-        for k,s in ((n_train,0), (n_train//4,500))]
+    "Train on words alone, then three passes on strings spliced from them; the price of a word is tuned on more such strings"
+    def made(n, seed): return zip(*(o for i,g in enumerate(gaps) for o in digit_strings(files, n//len(gaps), gap=g, seed=seed+i)))
     rec = HMMDigits(**kwargs)
-    rec.fit(*made[0])
-    rec.tune(*made[1])
+    rec.fit(files, [digit_word(f) for f in files])
+    rec.fit(*map(list, made(n_train, seed)), n_iter=3, fresh=False)
+    rec.tune(*made(n_train//4, seed+500))
     return rec
 
 def digits_wer(
