@@ -124,7 +124,8 @@ def _merged(self:Tokens, text):
     "The pieces of `text` after the merges"
     if self.bpe is None:
         from tokenizers.models import BPE
-        self.bpe = BPE({_under(o):i for i,o in enumerate(self.vocab) if i}, [tuple(map(_under, o)) for o in self.merges])
+        merges = [tuple(map(_under, o)) for o in self.merges]
+        self.bpe = BPE({_under(o):i for i,o in enumerate(self.vocab) if i}, merges)
     return [t.id for w in re.findall(' [^ ]*', text) for t in self.bpe.tokenize(_under(w))]
 
 # %% ../../nbs/10_text.ipynb #6cf1b19d
@@ -214,6 +215,7 @@ def _read_csv(fn):
             r = csv.DictReader(f, restval='', skipinitialspace=True)
             cols,rows = r.fieldnames or [],list(r)
     except (UnicodeDecodeError, csv.Error) as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected a csv file in UTF-8") from e
+    if not cols: raise ValueError(f"got {fn}, which cannot be read (it is empty), expected a csv file with the columns file and text")
     if miss := {'file','text'}-set(cols): raise ValueError(f"got {fn} with the columns {cols}, expected {' and '.join(sorted(miss))} too: "
         "name them in the first line, separated by commas")
     if not rows: raise ValueError(f"got {fn} without a row, expected a row for each recording")
