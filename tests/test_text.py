@@ -339,6 +339,10 @@ def test_show(clips):
     dls.valid.show_batch(max_n=3)
     assert [o.get_title() for o in plt.gcf().axes[:3]]==[t for _,t in pairs[:7:-1]]
     plt.close('all')
+    b = dls.valid.one_batch()
+    dls.valid.show_results(b, b[1], max_n=2)
+    assert [o.get_title() for o in plt.gcf().axes[:2]]==[f'{t} → {t}' for _,t in pairs[:8:-1]]
+    plt.close('all')
 
 def test_bad_rows(clips):
     df = pd.concat([rows(clips, ('0.wav','ab'), ('1.wav','ab'), ('2.wav','')), rows(clips, ('3.wav','c'), split='valid'), rows(clips, ('no.wav','z'), split='test')])
