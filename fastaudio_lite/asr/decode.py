@@ -6,8 +6,8 @@
 __all__ = ['bos', 'eos', 'unk_word', 'smoothings', 'prefix_search', 'NGram', 'Word', 'Hypothesis', 'BeamDecoder', 'tune',
            'rivals', 'decode_speed', 'same_best']
 
-# %% ../../nbs/13_decode.ipynb #9dadd5a5
-import gzip, math, os
+# %% ../../nbs/13_decode.ipynb #813f23af
+import gzip, math, os, zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -125,8 +125,8 @@ def _discounts(counts, n):
     "What Kneser-Ney takes from a count of 1, of 2, of 3 or more; `n` = 1: the same from all (Chen and Goodman 1999)"
     k = Counter(counts.values())
     y = k[1]/(k[1] + 2*k[2]) if k[1] and k[2] else 0.
-    if n==1 or not y or not k[3] or not k[4]: return [0.,*[y or 0.75]*3]
-    return [0., *(i - (i+1)*y*k[i+1]/k[i] for i in (1,2,3))]
+    d = [i - (i+1)*y*k[i+1]/k[i] for i in (1,2,3)] if n>1 and k[1] and k[2] and k[3] else []
+    return [0.,*(d if d and y and all(0<o<=i for i,o in enumerate(d, 1)) else [y or 0.75]*3)]
 
 # %% ../../nbs/13_decode.ipynb #f628cab6
 smoothings = {'witten-bell':0, 'kneser-ney':1, 'modified-kneser-ney':3}
@@ -212,9 +212,9 @@ def _parse_gram(line, n, clean):
     "The words of a line, and (log p, log back-off)"
     p,*rest = line.split()
     words,bo = rest[:n],rest[n:]
-    if len(words)<n or len(bo)>1: raise ValueError(line)
-    ln10 = math.log(10)
-    return tuple(map(clean, words)),(float(p)*ln10, float(bo[0])*ln10 if bo else 0.)
+    res = float(p)*math.log(10),float(bo[0])*math.log(10) if bo else 0.
+    if len(words)<n or len(bo)>1 or any(map(math.isnan, res)): raise ValueError(line)
+    return tuple(map(clean, words)),res
 
 def _word_cleaner(clean):
     "Special words in lower case, `<space>` as a space, others as `clean` makes them"
@@ -224,13 +224,14 @@ def _word_cleaner(clean):
         return ' ' if w==_space_mark else clean(w) if clean else w
     return _f
 
-# %% ../../nbs/13_decode.ipynb #9ffe9472
+# %% ../../nbs/13_decode.ipynb #00b08224
 def _sections(lines, name):
     "Sizes that an ARPA file promises, and the lines of each of its sections"
-    sizes = [int(o.partition('=')[2]) for o in lines if o.startswith('ngram ')]
+    try: sizes = [int(o.partition('=')[2]) for o in lines if o.startswith('ngram ')]
+    except ValueError: sizes = []
     marks = [f'\\{n}-grams:' for n in range(1, len(sizes)+1)] + ['\\end\\']
-    miss = first(m for m in marks if m not in lines)
-    if miss or not sizes: raise ValueError(f"got {name} without {miss or 'sizes'}, expected a whole ARPA file: it was cut off or is not one")
+    miss = first(m for m in marks if m not in lines) if sizes else 'the numbers of its n-grams'
+    if miss: raise ValueError(f"got {name} without {miss}, expected a whole ARPA file: it was cut off, or garbled")
     at = [lines.index(m) for m in marks]
     return [(n, lines[a+1:b]) for n,a,b in zip(sizes, at, at[1:])]
 
@@ -254,10 +255,11 @@ def load(cls:NGram,
     fn = Path(fn)
     if not fn.is_file(): raise FileNotFoundError(f"got {fn}, expected a language model in ARPA format: no such file")
     try: parts = _sections(_read_lines(fn), fn.name)
-    except (UnicodeDecodeError, EOFError, OSError) as e:
+    except (UnicodeDecodeError, EOFError, OSError, zlib.error) as e:
         raise ValueError(f"got {fn.name}, which is not readable text ({type(e).__name__}), expected a whole ARPA file") from e
     clean = _word_cleaner(clean)
     grams = [_section(part, size, n, fn.name, clean) for n,(size,part) in enumerate(parts, 1)]
+    if (eos,) not in grams[0]: raise ValueError(f"got {fn.name} without {eos}, expected a language model that knows where sentences end")
     return cls(grams, unit or ('char' if (' ',) in grams[0] else 'word'))
 
 # %% ../../nbs/13_decode.ipynb #d9fca6a9
@@ -349,14 +351,14 @@ def _end_word(s, pos, lm):
     return (d if not s[_CFG][_lex] or s[_WORD][pos,_in_lex]==2 else -np.inf),lm
 
 @_fast
-def _piece(s, k, pos, lm):
-    "Score, place and state after piece `k`, letter by letter"
-    d = 0.
-    for i in range(s[_FIRST][k], s[_FIRST][k+1]):
+def _piece(s, k, pos, lm, end, after):
+    "Score, place and state after piece `k`, letter by letter; `end` and `after`: score and state if the word ends before it"
+    d,start = 0.,s[_FIRST][k]
+    for i in range(start, s[_FIRST][k+1]):
         c,e = s[_PIECE][i,0],0.
         if c: e,pos,lm = _letter(s, pos, lm, c, s[_PIECE][i,1])
         elif pos!=0 and pos!=-2:
-            e,lm = _end_word(s, pos, lm)
+            e,lm = (end,after) if i==start else _end_word(s, pos, lm)
             pos = np.int64(0)
         d += e
     return d,pos,lm
@@ -390,12 +392,17 @@ def _grow(t, y, toks, min_p, low, s, n, tree, nodes, p, ci, cf, seen):
     m = n
     for i in range(n):
         last,pos,lm,tot = tree[nodes[i],_token],tree[nodes[i],_pos],tree[nodes[i],_lm],p[i,0]+p[i,1]
+        ended,end,after = False,0.,lm
         for k in toks:
             if y[k]<min_p or tot*y[k]*s[_WTS][_most]<=low: break
             v = (p[i,0] if k==last else tot)*y[k]
             if k==0 or seen[i,k]==t+1 or v*s[_WTS][_most]<=low: continue
-            d,new,state = _piece(s, k, pos, lm) if s[_CFG][_rich] else (0.,pos,lm)
-            if d: v *= np.exp(d)
+            d,new,state = 0.,pos,lm
+            if s[_CFG][_rich]:
+                begins = s[_PIECE][s[_FIRST][k],0]==0 and pos!=0 and pos!=-2
+                if begins and not ended: (end,after),ended = _end_word(s, pos, lm),True
+                d,new,state = _piece(s, k, pos, lm, end, after)
+                v *= np.exp(d)
             if v<=low: continue
             ci[m,0],ci[m,1],ci[m,2],ci[m,3] = i,k,new,state
             cf[m,0],cf[m,1],cf[m,2] = 0.,v,d
@@ -504,10 +511,12 @@ def _ends(s, nodes, tree, end):
 def _beams(y, order, min_p, beam, prune, s, start):
     "Pieces of each prefix that is left, its score by sound alone, in all, and what ending adds"
     (T,V),cands = y.shape,beam*(order.shape[1]+1)
-    tree,wts,nodes,p = np.empty((T*beam+1, 7), np.int64),np.empty((T*beam+1, 2)),np.zeros(beam, np.int64),np.zeros((beam,2))
+    tree,wts = np.empty((T*beam+1, 7), np.int64),np.empty((T*beam+1, 2))
+    nodes,p = np.zeros(beam, np.int64),np.zeros((beam,2))
     tree[0],wts[0],p[0,0] = (-1,0,-2,start,-1,-1,0),0.,1.
     ci,cf,seen = np.empty((cands,4), np.int64),np.empty((cands,3)),np.zeros((beam,V), np.int64)
-    n,scale = _search(y, order, min_p, prune, s, tree, wts, nodes, p, ci, cf, seen, np.empty(beam, np.int64), np.empty(cands))
+    keep,spare = np.empty(beam, np.int64),np.empty(cands)
+    n,scale = _search(y, order, min_p, prune, s, tree, wts, nodes, p, ci, cf, seen, keep, spare)
     nodes,ids,end = nodes[:n],np.empty((n,T+1), np.int64),np.zeros(n)
     _spell(nodes, tree, ids)
     if s[_CFG][_rich]: _ends(s, nodes, tree, end)
@@ -546,7 +555,8 @@ def _word_tree(words, letters):
     ids = {'':0}
     for w in words:
         for i in range(1, len(w)+1): ids.setdefault(w[:i], len(ids))
-    edges = np.array(sorted((ids[o[:-1]], letters[o[-1]], i) for o,i in ids.items() if o), dtype=np.int64).reshape(-1, 3)
+    rows = sorted((ids[o[:-1]], letters[o[-1]], i) for o,i in ids.items() if o)
+    edges = np.array(rows, dtype=np.int64).reshape(-1, 3)
     off = np.searchsorted(edges[:,0], np.arange(len(ids)+1))
     return ids,off,edges[:,1:].copy()
 
@@ -577,7 +587,8 @@ def _spelled(words, letters, what):
 
 def _boosts(hotwords, boost):
     "A dict of word to boost, from words, phrases, or a dict of them"
-    items = hotwords.items() if isinstance(hotwords, dict) else [(o, boost) for o in hotwords or ()]
+    hotwords = [hotwords] if isinstance(hotwords, str) else hotwords or ()
+    items = hotwords.items() if isinstance(hotwords, dict) else [(o, boost) for o in hotwords]
     return {w:float(b) for o,b in items for w in o.split()}
 
 def _checked(lp, n):
@@ -648,6 +659,8 @@ class BeamDecoder:
         self.alpha,self.beta,self.oov,self.beam,self.frame_dur = alpha,beta,oov,beam,frame_dur
         self.min_logp,self.prune,self.max_pieces,self.n_best = min_logp,prune,max_pieces,n_best
         if beam<1 or alpha<0: raise ValueError(f"got beam={beam}, alpha={alpha}, expected a beam of 1 or more and a weight of 0 or more")
+        if isinstance(lexicon, str) or lexicon is not None and not len(lexicon := list(lexicon)):
+            raise ValueError(f"got the lexicon {lexicon!r}, expected a list of words: None leaves every word free")
         if not self.vocab or self.vocab[0]!='': raise ValueError("got pieces without a blank, expected '' as the first of them")
         self.lexicon,self.hotwords = lexicon,_boosts(hotwords, hotword_boost)
         self._static = self._tables()
@@ -746,7 +759,8 @@ def decode(self:BeamDecoder,
     x = _as_array(lp)
     if x.ndim==2: x = x[None]
     lens = [x.shape[1]]*len(x) if lens is None else np.atleast_1d(_as_array(lens)).astype(int)
-    return [max(d.items(), key=lambda o: o[1][0])[0] for d in (self._texts(_checked(o[:n], len(self.vocab))) for o,n in zip(x, lens))]
+    found = [self._texts(_checked(o[:n], len(self.vocab))) for o,n in zip(x, lens)]
+    return [max(d.items(), key=lambda o: o[1][0])[0] for d in found]
 
 # %% ../../nbs/13_decode.ipynb #32702e09
 def tune(

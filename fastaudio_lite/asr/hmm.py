@@ -149,7 +149,8 @@ class GMMHMM(nn.Module):
         super().__init__()
         for k,v in dict(n_words=n_words, n_feats=n_feats, n_states=n_states, n_mix=n_mix).items():
             if v<1: raise ValueError(f"got {k}={v}, expected at least 1")
-        self.n_words,self.n_feats,self.n_states,self.n_mix,self.tie,self.floor = n_words,n_feats,n_states,n_mix,tie,floor
+        self.n_words,self.n_feats,self.n_states = n_words,n_feats,n_states
+        self.n_mix,self.tie,self.floor = n_mix,tie,floor
         self._reset(n_mix)
 
     @property
@@ -218,7 +219,8 @@ def _sums(self:GMMHMM, x, states, resp, stays):
     M,K = resp.shape[-1],len(self.stay)
     idx,r = (states[...,None]*M + torch.arange(M)).flatten(),resp.flatten(2).mT # (B*L*M,) (B,L*M,T)
     def add(v): return v.new_zeros(K*M, *v.shape[2:]).index_add_(0, idx, v.flatten(0, 1)).unflatten(0, (K,M))
-    return [add(r.sum(-1)), add(r@x), add(r@x.square()), x.new_zeros(K).index_add_(0, states.flatten(), stays.flatten())]
+    stay = x.new_zeros(K).index_add_(0, states.flatten(), stays.flatten())
+    return [add(r.sum(-1)), add(r@x), add(r@x.square()), stay]
 
 @patch
 def _expect(self:GMMHMM, x, lens, texts):
@@ -451,7 +453,8 @@ def features(self:HMMDigits,
     idx = sorted(range(len(clips)), key=lambda i: clips[i].n_samples)
     for now in (idx[i:i+bs] for i in range(0, len(idx), bs)):
         spec = fe(pad_audio([clips[i] for i in now]))                      # (B,C,F,T)
-        for i,x,n in zip(now, spec.as_subclass(torch.Tensor).flatten(1, 2).mT, spec.lens.tolist()): res[i] = x[:n].clone()
+        frames = spec.as_subclass(torch.Tensor).flatten(1, 2).mT
+        for i,x,n in zip(now, frames, spec.lens.tolist()): res[i] = x[:n].clone()
     return [res[i] for i in range(len(clips))]
 
 # %% ../../nbs/11_hmm.ipynb #c66bd64b
@@ -595,7 +598,9 @@ def string_recogniser(
     **kwargs # Passed to `HMMDigits`
 )->HMMDigits: # Trained and tuned
     "Train on words alone, then three passes on strings spliced from them; the price of a word is tuned on more such strings"
-    def made(n, seed): return zip(*(o for i,g in enumerate(gaps) for o in digit_strings(files, n//len(gaps), gap=g, seed=seed+i)))
+    def made(n, seed):
+        sets = [digit_strings(files, n//len(gaps), gap=g, seed=seed+i) for i,g in enumerate(gaps)]
+        return zip(*(o for s in sets for o in s))
     rec = HMMDigits(**kwargs)
     rec.fit(files, [digit_word(f) for f in files])
     rec.fit(*map(list, made(n_train, seed)), n_iter=3, fresh=False)
