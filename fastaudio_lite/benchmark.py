@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['benchmarks', 'machine', 'results_path', 'write_result', 'time_ratio', 'bench_frontend', 'fsdd_run',
            'bench_fsdd_official', 'an4_model', 'heard', 'bench_an4', 'an4_lm', 'bench_an4_ctc', 'bench_an4_ctc_lm',
-           'telephone', 'bench_an4_ctc_phone', 'bench_an4_to_fsdd', 'digits_model', 'bench_digits_ctc']
+           'telephone', 'bench_an4_ctc_phone', 'bench_an4_to_fsdd', 'digits_model', 'bench_digits_ctc',
+           'bench_hmm_digits', 'bench_decode']
 
 # %% ../nbs/32_benchmark.ipynb #1144f840
 import json, math, os, platform, re
@@ -325,6 +326,42 @@ def bench_digits_ctc(
     return write_result('digits-ctc', 'wer', value, perf_counter()-t0, 'strings of 3-7 digits of one speaker, half with gaps of 0.1 s, half overlapping by 0.05 s; official takes, and each speaker left out',
         sd, list(seeds), path, runs=runs, loso=loso, loso_sd=loso_sd, speakers=speakers)
 
+# %% ../nbs/32_benchmark.ipynb #6d1a6002
+def bench_hmm_digits(
+    path:Path|None=None, # Folder of the result; None: `results_path()`
+    files:list|None=None, # Recordings; None: FSDD
+)->dict: # What was written: accuracy on the official takes, `loso` and `speakers` with each speaker left out
+    "Hidden Markov models of digits: official takes, and leave one speaker out; nothing in it is random"
+    from fastaudio_lite.asr.hmm import by_speaker, digits_accuracy
+    from fastaudio_lite.datasets import get_data, is_digit_test
+    files,t0 = files or sorted((get_data('fsdd')/'recordings').glob('*.wav')),perf_counter()
+    official,each = digits_accuracy(files, is_digit_test),by_speaker(files, digits_accuracy)
+    speakers = {k:round(v['accuracy'], 5) for k,v in each.items()}
+    loso,loso_sd = _mean_sd(list(speakers.values()))
+    split = f"FSDD, takes 0-4 for testing ({official['n']}); and each speaker left out"
+    return write_result('hmm-digits', 'accuracy', round(official['accuracy'], 5), perf_counter()-t0, split, path=path,
+        loso=loso, loso_sd=loso_sd, speakers=speakers, train_seconds=round(official['seconds'], 1))
+
+# %% ../nbs/32_benchmark.ipynb #3c0d8d04
+def bench_decode(
+    n:int=200, # Utterances
+    path:Path|None=None, # Folder of the result; None: `results_path()`
+)->dict: # What was written: our speed over flashlight's, `rates` in utterances a second, `differ` of `n` best texts
+    "Beam 50 without a language model: speed and agreement with other decoders"
+    from fastaudio_lite.asr.decode import decode_speed, rivals, same_best
+    from fastaudio_lite.asr.text import read_an4
+    t0,tr,df = perf_counter(),an4_model(0),read_an4()
+    df = df[df.split!='train'].head(n)
+    with torch.inference_mode(): lps = [tr(load_audio(o, tr.sr)[None])[0].as_subclass(torch.Tensor).numpy() for o in df.file]
+    decoders = rivals(tr.tokens)
+    rates,others = decode_speed(decoders, lps, n=3),same_best(decoders, lps)
+    value = round(rates['ours']/rates.get('flashlight', rates['plain Python']), 3)
+    rates = {k:round(v, 1) for k,v in rates.items()}
+    split = f'log-probabilities of {len(lps)} utterances of AN4 over {len(tr.tokens)} pieces, beam 50, 1 thread'
+    return write_result('decode', 'utterances/s, flashlight = 1', value, perf_counter()-t0, split, path=path,
+        rates=rates, differ={k:len(v) for k,v in others.items()})
+
 # %% ../nbs/32_benchmark.ipynb #02fba918
 benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,
-    'an4-ctc-phone': bench_an4_ctc_phone, 'an4-to-fsdd': bench_an4_to_fsdd, 'digits-ctc': bench_digits_ctc}
+    'an4-ctc-phone': bench_an4_ctc_phone, 'an4-to-fsdd': bench_an4_to_fsdd, 'digits-ctc': bench_digits_ctc,
+    'hmm-digits': bench_hmm_digits, 'decode': bench_decode}
