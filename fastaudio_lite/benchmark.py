@@ -352,7 +352,8 @@ def bench_decode(
     from fastaudio_lite.asr.text import read_an4
     t0,tr,df = perf_counter(),an4_model(0),read_an4()
     df = df[df.split!='train'].head(n)
-    with torch.inference_mode(): lps = [tr(load_audio(o, tr.sr)[None])[0].as_subclass(torch.Tensor).numpy() for o in df.file]
+    def _lp(fn): return tr(load_audio(fn, tr.sr)[None])[0].as_subclass(torch.Tensor).numpy()
+    with torch.inference_mode(): lps = list(map(_lp, df.file))
     decoders = rivals(tr.tokens)
     rates,others = decode_speed(decoders, lps, n=3),same_best(decoders, lps)
     value = round(rates['ours']/rates.get('flashlight', rates['plain Python']), 3)

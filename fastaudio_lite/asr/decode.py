@@ -796,7 +796,8 @@ def _flashlight(vocab, beam, prune):
 def _ctc_beam_decoder(vocab, beam, min_logp, prune, lm_file, alpha, beta, oov):
     "ctc-beam-decoder, which reads sub-words in another spelling and counts unknown words in decades"
     from ctc_beam_decoder import build_ctcdecoder
-    labels = vocab if ' ' in vocab else [o.replace(' ', '\u2581') for o in vocab]
+    pieces = any(o[0]==' ' for o in vocab if len(o)>1)
+    labels = [o.replace(' ', '\u2581') for o in vocab] if pieces else vocab
     dec = build_ctcdecoder(labels, lm_file, alpha=alpha, beta=beta, unk_score_offset=oov/math.log(10))
     opt = dict(beam_width=beam, token_min_logp=max(min_logp, -1e6), beam_prune_logp=-min(prune, 1e6))
     return lambda lp: _join(dec.decode_beams(np.asarray(lp, dtype=np.float32), **opt)[0][0])
