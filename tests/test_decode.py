@@ -1,5 +1,5 @@
 "The decoder against enumeration, language models against their formulas, other decoders, and bad input"
-import gzip, math, time
+import gzip, math, time, warnings
 from collections import Counter, defaultdict
 from itertools import groupby, product
 from pathlib import Path
@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from fastaudio_lite.asr.ctc import align
 from fastaudio_lite.asr.decode import BeamDecoder, NGram, decode_speed, prefix_search, rivals, same_best, smoothings, tune
 from fastaudio_lite.asr.text import Tokens
+from fastaudio_lite.audio import AudioWarning
 from fastaudio_lite.datasets import find_data
 
 letters,subwords = ['', ' ', 'a', 'b'],['', ' a', 'b', 'ab', ' ab']
@@ -60,6 +61,12 @@ def test_plain_search(T, seed):
         t = squeeze(letters[k] for k in ids)
         found[t] = np.logaddexp(found.get(t, -math.inf), p)
     same(found, enumerate_texts(lp, letters))
+
+def test_plain_search_of_long_clips():
+    "Where the products of all probabilities are too small for a float"
+    found = prefix_search(np.full((300,2), -5.), 300)
+    assert len(found)>100 and abs(np.logaddexp.reduce([p for _,p in found])-300*(math.log(2)-5)) < 1e-6
+    assert len(prefix_search(np.full((400,121), -math.log(121)), 5))==5
 
 def _wanted(text, am, lm=None, alpha=0.5, beta=0., hotwords=(), hotword_boost=5., oov=-10., **kwargs):
     "The score of `text` by the formula"
@@ -116,6 +123,11 @@ def test_batch_is_its_clips():
     alone = [dec.decode(lp)[0] for lp in lps]
     assert dec.decode(batch, torch.tensor([7, 20, 12]))==alone==[dec(lp)[0].text for lp in lps]
 
+def test_lengths_of_other_clips():
+    lps = np.stack([log_probs(6, 4, s) for s in range(3)])
+    for x,lens in (lps[1],[2,6,6]),(lps,[2,6]):
+        with pytest.raises(ValueError, match=f'got {len(lens)} lengths for . clips'): BeamDecoder(letters).decode(x, lens)
+
 @pytest.mark.parametrize('make', [lambda x: x, lambda x: torch.tensor(x), lambda x: torch.tensor(x).float(), lambda x: x.astype('float32'),
     lambda x: np.asfortranarray(x), lambda x: torch.tensor(x, requires_grad=True), lambda x: x.tolist()])
 def test_takes_any_numbers(make):
@@ -158,6 +170,13 @@ def test_lexicon_holds():
     for seed in range(30):
         for h in dec(log_probs(9, 4, seed, 3.)): assert set(h.text.split()) <= {'abab','bb'}
 
+def test_words_that_cannot_be_written():
+    "Left out with a warning, be they of the lexicon or hotwords; phrases are their words"
+    with pytest.warns(AudioWarning, match='a lexicon with letters .* left out 1 of 5 words: café'): dec = BeamDecoder(letters, lexicon=['ab','café','a b','ba'])
+    assert {w for h in dec(log_probs(9, 4, 0)) for w in h.text.split()}<={'ab','a','b','ba'}
+    with pytest.warns(AudioWarning, match='a hotword with .* left out 1 of 2 words: ñu'): BeamDecoder(letters, hotwords=['ab','ñu'])
+    with warnings.catch_warnings(action='error'): BeamDecoder(letters, NGram.fit([*texts, 'ñu']), lexicon=['ab a'], hotwords=['b'])
+
 def test_unfinished_word_of_a_lexicon():
     "The clip breaks off: what is complete is kept"
     lp = np.full((6,4), -30.)
@@ -182,6 +201,11 @@ def test_tune():
     table = tune(lps, refs, letters, NGram.fit(texts, 2), alphas=(0., 0.5, 5.), betas=(0.,))
     assert table.wer.is_monotonic_increasing and len(table)==3
     assert table.wer[0]==0
+
+def test_tune_ties():
+    lps = list(outputs([[2,3]], 4, sure=(20.,)))
+    table = tune(lps, ['ab'], letters, NGram.fit(texts, 2), alphas=(1., 0.5), betas=(-2., 2., 0.))
+    assert not table.wer.any() and list(table.beta.abs())==[0.]*2 + [2.]*4 and list(table.alpha[:2])==[0.5, 1.]
 
 # Language models
 
@@ -249,6 +273,23 @@ def test_arpa_there_and_back(tmp_path, name, unit):
     assert (r.unit, r.order, sorted(r.vocab))==(unit, 3, sorted(m.vocab))
     for t in ['a b ab', 'b ñandú', 'zz', '']: assert abs(r.score(t)-m.score(t)) < 1e-4
     assert [o.name for o in tmp_path.iterdir()]==[name]
+
+def test_arpa_of_letters_without_a_space(tmp_path):
+    m = NGram.fit(['ja','nein'], unit='char')
+    m.save(tmp_path/'x.arpa')
+    r = NGram.load(tmp_path/'x.arpa')
+    assert r.unit=='char' and abs(r.score('ja')-m.score('ja')) < 1e-4 and NGram.load(tmp_path/'x.arpa', unit='word').unit=='word'
+
+def test_arpa_with_a_byte_order_mark(tmp_path):
+    fn = tmp_path/'x.arpa'
+    NGram.fit(texts, 2).save(fn)
+    fn.write_text(fn.read_text(encoding='utf-8'), encoding='utf-8-sig')
+    assert NGram.load(fn).order==2
+
+def test_save_leaves_nothing_behind(tmp_path):
+    (tmp_path/'x.arpa').mkdir()
+    with pytest.raises(OSError): NGram.fit(texts, 2).save(tmp_path/'x.arpa')
+    assert [o.name for o in tmp_path.iterdir()]==['x.arpa']
 
 def test_arpa_of_other_tools(tmp_path):
     "A heading, capitals in special words, spaces for tabs, no back-off weights"

@@ -1,4 +1,5 @@
 "Hidden Markov models: every path counted, hmmlearn, dense against banded, the loop of words, bad input"
+import copy
 from itertools import product
 
 import numpy as np, pytest, torch
@@ -7,6 +8,7 @@ from hmmlearn import hmm as hmmlearn
 from hypothesis import given, settings, strategies as st
 
 from fastaudio_lite.asr.hmm import *
+from fastaudio_lite.asr.text import digit_strings, wer
 from fastaudio_lite.audio import AudioError, AudioTensor, load_audio
 from fastaudio_lite.datasets import digit_files, digit_speaker, find_data, is_digit_test, starter_path
 from fastaudio_lite.spectrogram import FrontEnd
@@ -291,6 +293,14 @@ def test_silence(rec):
     quiet = AudioTensor(torch.zeros(1,8000), sr=8000)
     assert rec.transcribe(quiet)=='' and rec.spans([quiet, quiet])==[[],[]]
     with pytest.raises(AudioError, match='silence'): rec.predict(quiet)
+    with pytest.raises(AudioError, match='got silence as clip 1'): HMMDigits(n_states=1).fit([AudioTensor(torch.randn(1,8000)*0.1, sr=8000), quiet], ['one','two'])
+
+def test_tune(rec, clips):
+    "The error rate of `transcribe` at each price, silence among the strings"
+    r,(sounds,texts) = copy.deepcopy(rec),zip(*digit_strings(clips[0], n=4), (AudioTensor(torch.zeros(1,8000), sr=8000),''))
+    tried = r.tune(sounds, texts, (0,40,300))
+    assert tried[r.penalty]==min(tried.values())
+    for r.penalty,e in tried.items(): assert e==wer(texts, r.transcribe(list(sounds)))
 
 def test_noise_and_music(rec):
     torch.manual_seed(0)

@@ -1,5 +1,5 @@
 "Texts as targets: alphabets for any letters, tables with everything wrong in them, loaders that drop nothing, error rates against jiwer"
-import copy, io, json, os, pickle, random, subprocess, sys, unicodedata
+import copy, io, json, os, pickle, random, subprocess, sys, unicodedata, warnings
 from types import SimpleNamespace
 
 import jiwer, matplotlib, numpy as np, pandas as pd, pytest, torch
@@ -74,6 +74,11 @@ def test_subwords_without_spaced_pieces():
 def test_subwords_do_not_depend_on_order():
     xs = some*3
     assert Tokens.subwords(xs[::-1], 50)==Tokens.subwords(xs, 50)
+
+def test_one_space():
+    "However often the space is written: its number is not a mistake"
+    tk = Tokens.letters(['a b'])
+    assert tk.decode([2,1,0,1,3,1])=='a b'
 
 def test_words():
     tk = Tokens(['',' one',' two',' twofold'])
@@ -174,6 +179,24 @@ def test_own_split(tmp_path):
     assert (df.split=='valid').sum()==3
     assert list(read_speech(write(tmp_path, 'file,text\na.wav,a\n')).split)==['train']
 
+def test_share(tmp_path):
+    fn = write(tmp_path, 'file,text,speaker\n'+''.join(f'{i}.wav,a,s{i}\n' for i in range(30)))
+    for o in 20,1,0,-0.1:
+        with pytest.raises(ValueError, match=f'got valid_pct={o}, expected a share'): read_speech(fn, valid_pct=o)
+
+def test_rows_without_a_name(tmp_path):
+    "Each is drawn by itself: never all of them to one side"
+    fn = write(tmp_path, 'file,text,speaker\n'+''.join(f'{i}.wav,a,\n' for i in range(7))+'7.wav,a,ana\n8.wav,a,ana\n9.wav,a,ana\n')
+    for seed in range(9):
+        df = read_speech(fn, valid_pct=0.4, seed=seed)
+        assert df.split[df.speaker=='ana'].nunique()==1 and df.split[df.speaker==''].nunique()==2
+
+def test_known_voice(tmp_path):
+    fn = write(tmp_path, 'file,text,speaker,split\na.wav,a,ana,train\nb.wav,b,ana,test\nc.wav,c,,train\nd.wav,d,,test\ne.wav,e,eva,valid\n')
+    with pytest.warns(AudioWarning, match="speaker 'ana' in train and in test of t.csv: .*new voices") as w: read_speech(fn)
+    assert len(w)==1
+    with warnings.catch_warnings(action='error'): read_speech(write(tmp_path, 'file,text,speaker,split\na.wav,a,ana,train\nb.wav,b,eva,test\n'))
+
 @pytest.mark.parametrize('s,msg', [('', 'cannot be read .it is empty'), ('file,text\n', 'without a row'), ('file;text\na.wav;b\n', 'separated by commas'),
     ('file,Text\na,b\n', 'expected text too'), ('file,text\na.wav,sí, mañana\n', 'quotes around a text that has a comma'),
     ('file,text,split\na.wav,a,dev\n', "got the split 'dev'")])
@@ -182,8 +205,8 @@ def test_bad_csv(tmp_path, s, msg):
 
 def test_bad_csv_file(tmp_path):
     with pytest.raises(ValueError, match='expected a csv file in UTF-8'): read_speech(write(tmp_path, 'file,text\na.wav,señal\n', encoding='latin-1'))
-    for o in tmp_path,tmp_path/'no.csv':
-        with pytest.raises(FileNotFoundError, match='expected a csv file'): read_speech(o)
+    for o,why in (tmp_path,'this is a folder'),(tmp_path/'no.csv','no such file'):
+        with pytest.raises(FileNotFoundError, match=f'expected a csv file.*{why}'): read_speech(o)
 
 # The report
 @pytest.fixture
@@ -211,6 +234,11 @@ def test_rows_are_positions(clips):
     assert list(check_transcripts(df).row)==[2]
     with pytest.warns(AudioWarning): dls = SpeechDataLoaders.from_df(df, Tokens.letters(['ab']), front_end=False, sr=8000, drop_bad=True, bs=2)
     assert len(dls.train_ds)==3
+
+def test_hour_long(clips):
+    df = rows(clips, ('0.wav','ab'), ('7.wav','ab'), ('1.wav','c'))
+    assert list(check_transcripts(df, max_dur=1.).problem)==['longer than 1 s: cut it at pauses'] and not len(check_transcripts(df))
+    with pytest.raises(ValueError, match='row 1, 7.wav: longer than 1 s'): SpeechDataLoaders.from_df(df, Tokens.letters(['abc']), max_dur=1.)
 
 def test_need(): assert [_ctc_need(o) for o in ([], [1], [1,1], [1,2,1], [1,1,1])]==[0,1,3,3,5]
 
@@ -398,6 +426,15 @@ def test_interval():
     assert wer_interval(refs, hyps)==(lo,hi)!=wer_interval(refs, hyps, seed=1) and wer_interval(refs, refs)==(0,0)
     assert np.ptp(wer_interval(refs, [r if i<100 else 'x' for i,r in enumerate(refs)], [i//20 for i in range(200)]))>0.4
     with pytest.raises(ValueError, match='a group for each'): wer_interval(refs, hyps, [1])
+
+def test_interval_of_few():
+    "One text, two, and groups whose names are those of columns, or missing"
+    assert wer_interval(['a b'], ['a c'])==(0.5,0.5) and wer_interval(['a b','a'], ['a b','x'])==(0,1)
+    refs,hyps = ['a b']*4,['a b','a c','a b','x y']
+    want = wer_interval(refs, hyps, ['s','s','t','t'])
+    assert all(wer_interval(refs, hyps, o)==want for o in ([0,0,1,1], [None,None,'t','t'], (('a',1),('a',1),('b',1),('b',1))))
+    for f in wer_interval,wer:
+        with pytest.raises(ValueError, match='without a word'): f([], [])
 
 def test_metric_pools_batches():
     m = WER(list, abc)

@@ -437,31 +437,36 @@ class HMMDigits(nn.Module):
 # %% ../../nbs/11_hmm.ipynb #551e20e8
 @patch
 def _clip(self:HMMDigits, sound):
-    "Mono, at `sr`, trimmed"
-    return trim_silence(load_audio(sound, sr=self.sr))
+    "Mono, at `sr`, trimmed; and how much of it was cut off before, in s"
+    wav = load_audio(sound, sr=self.sr)
+    clip = trim_silence(wav)
+    return clip,(clip.storage_offset()-wav.storage_offset())/self.sr     # a view of `wav`, that begins later in its memory
 
 @patch
 @torch.no_grad()
-def features(self:HMMDigits,
-    sounds:list, # Anything that `load_audio` takes
-    alpha:float=1., # Warp of the vocal tract
-    bs:int=128, # Clips at a time
-)->list: # Frames `(T,D)` of each
-    "Trimmed clips through the front end"
-    fe = self.front_end if alpha==1 else warped(self.front_end, alpha)
-    clips,res = [self._clip(o) for o in sounds],{}
+def _frames(self:HMMDigits, clips, alpha=1., bs=128):
+    "Trimmed clips through the front end, `bs` at a time"
+    fe,res = self.front_end if alpha==1 else warped(self.front_end, alpha),{}
     idx = sorted(range(len(clips)), key=lambda i: clips[i].n_samples)
     for now in (idx[i:i+bs] for i in range(0, len(idx), bs)):
         spec = fe(pad_audio([clips[i] for i in now]))                      # (B,C,F,T)
         frames = spec.as_subclass(torch.Tensor).flatten(1, 2).mT
-        for i,x,n in zip(now, frames, spec.lens.tolist()): res[i] = x[:n].clone()
+        for i,x,n in zip(now, frames, spec.lens.tolist()): res[i] = x[:0 if is_silent(clips[i]) else n].clone()
     return [res[i] for i in range(len(clips))]
+
+@patch
+def features(self:HMMDigits,
+    sounds:list, # Anything that `load_audio` takes
+)->list: # Frames `(T,D)` of each, none of silence
+    "Sounds without the silence around them, through the front end"
+    return self._frames([self._clip(o)[0] for o in sounds])
 
 # %% ../../nbs/11_hmm.ipynb #c66bd64b
 @patch
 def _long_enough(self:HMMDigits, xs, n_words):
-    "Raise one clear sentence for the first clip that is too short"
+    "Raise one clear sentence for the first clip that is silent or too short"
     for i,(x,n) in enumerate(zip(xs, n_words)):
+        if not len(x): raise AudioError(f"got silence as clip {i}, expected {n} word(s): leave it out")
         if len(x) < n*self.n_states: raise AudioError(f"got clip {i} of {len(x)} frames ({len(x)/100:g} s without silence), "
             f"expected at least {n*self.n_states}, one a state: leave it out, or use fewer states")
 
@@ -486,9 +491,10 @@ def fit(self:HMMDigits,
     n_iter:int=4, # Passes for each number of Gaussians
     fresh:bool=True, # Start anew; False: train on, with the same words
 )->list: # Log likelihood a frame before each pass
-    "Learn the words in `texts`"
+    "Learn the words in `texts`; raises `AudioError` for silence and for a clip that is too short"
     _check_fit(sounds, texts)
-    xs = [x for a in self.warps for x in self.features(sounds, a)]
+    clips = [self._clip(o)[0] for o in sounds]
+    xs = [x for a in self.warps for x in self._frames(clips, a)]
     self._long_enough(xs, [len(t.split()) for t in texts])
     if fresh:
         self.words = sorted({w for t in texts for w in t.split()})
@@ -501,14 +507,16 @@ def fit(self:HMMDigits,
 def _many(sounds): return isinstance(sounds, (list,L)) # a tuple is one sound: samples and their rate
 
 @patch
+def _need_words(self:HMMDigits):
+    if not self.words: raise ValueError("got a recogniser without words, expected a trained one: call `fit`")
+
+@patch
 def predict(self:HMMDigits,
     sounds # A sound, or a list of them, each with one word
 )->str: # The word, or a list of them
     "The likeliest word; raises `AudioError` for silence and for a clip that is too short"
     if not _many(sounds): return self.predict([sounds])[0]
-    if not self.words: raise ValueError("got a recogniser without words, expected a trained one: call `fit`")
-    for i,o in enumerate(sounds):
-        if is_silent(self._clip(o)): raise AudioError(f"got silence as clip {i}, expected a word")
+    self._need_words()
     xs,res = self.features(sounds),{}
     self._long_enough(xs, [1]*len(xs))
     for x,n,now in frame_batches(xs): res.update(zip(now, self.hmm.log_likelihood(x, n).argmax(1).tolist()))
@@ -516,21 +524,23 @@ def predict(self:HMMDigits,
 
 # %% ../../nbs/11_hmm.ipynb #937014c3
 @patch
+def _paths(self:HMMDigits, xs, penalty):
+    "For each of the features `xs` its list of (word, first frame, frame after the last)"
+    self._need_words()
+    said,res = [i for i,x in enumerate(xs) if len(x)],[[] for _ in xs]
+    for x,n,now in frame_batches([xs[i] for i in said], 50_000):
+        for j,path in zip(now, self.hmm.decode(x, n, penalty)): res[said[j]] = path
+    return res
+
+@patch
 def spans(self:HMMDigits,
     sounds # A sound, or a list of them, each with any number of words
 )->list: # (word, start in s, end in s) for each word, or a list of such lists; none for silence
     "The words of a string and their times, by Viterbi through the loop of words"
     if not _many(sounds): return self.spans([sounds])[0]
-    if not self.words: raise ValueError("got a recogniser without words, expected a trained one: call `fit`")
-    wavs = [load_audio(o, sr=self.sr) for o in sounds]
-    said,res = [i for i,o in enumerate(wavs) if not is_silent(o)],[[] for _ in wavs]
-    clips = [self._clip(wavs[i]) for i in said]
-    skip = [(c.storage_offset()-wavs[i].storage_offset())/self.sr for i,c in zip(said, clips)]
-    hop = self.front_end.hop/self.sr
-    for x,n,now in frame_batches(self.features(clips), 50_000):
-        for j,path in zip(now, self.hmm.decode(x, n, self.penalty)):
-            res[said[j]] = [(self.words[w], skip[j]+a*hop, skip[j]+b*hop) for w,a,b in path]
-    return res
+    clips,hop = [self._clip(o) for o in sounds],self.front_end.hop/self.sr
+    paths = self._paths(self._frames([c for c,_ in clips]), self.penalty)
+    return [[(self.words[w], t+a*hop, t+b*hop) for w,a,b in path] for (_,t),path in zip(clips, paths)]
 
 @patch
 def transcribe(self:HMMDigits,
@@ -548,10 +558,8 @@ def tune(self:HMMDigits,
     penalties:tuple=(-100,-50,-20,0,20,40,60,80,120,200,300), # Prices to try, in order
 )->dict: # Word error rate for each
     "Set `penalty` to the price with the fewest word errors, the middle one of several"
-    res = {}
-    for p in penalties:
-        self.penalty = p
-        res[p] = wer(list(texts), self.transcribe(list(sounds)))
+    xs,res = self.features(sounds),{}
+    for p in penalties: res[p] = wer(list(texts), [' '.join(self.words[w] for w,_,_ in o) for o in self._paths(xs, p)])
     best = [p for p in penalties if res[p]==min(res.values())]
     self.penalty = best[len(best)//2]
     return res

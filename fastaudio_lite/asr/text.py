@@ -76,11 +76,11 @@ class Tokens:
     def decode(self,
         ids, # Numbers of pieces, a list or a tensor; blanks are skipped
     )->str: # Their text
-        "The text of `ids`; raises `ValueError` for a number outside"
+        "The text of `ids`, with single spaces; raises `ValueError` for a number outside"
         ids = list(map(int, ids))
         if bad := [o for o in ids if not 0<=o<len(self)]:
             raise ValueError(f"got the token {bad[0]}, expected 0 to {len(self)-1}: do these numbers belong to another alphabet?")
-        return ''.join(self.vocab[o] for o in ids).strip()
+        return ' '.join(''.join(self.vocab[o] for o in ids).split())
 
 # %% ../../nbs/10_text.ipynb #60b19911
 @patch
@@ -209,7 +209,7 @@ def speech_table()->pd.DataFrame: # Columns `file, text, speaker, split`
 # %% ../../nbs/10_text.ipynb #2fd0e3bd
 def _read_csv(fn):
     "The table in the file `fn`, all of it text"
-    if not fn.is_file(): raise FileNotFoundError(f"got {fn}, expected a csv file with the columns file and text")
+    if not fn.is_file(): raise FileNotFoundError(f"got {fn}, expected a csv file with the columns file and text: {'this is a folder' if fn.is_dir() else 'no such file'}")
     try:
         with open(fn, encoding='utf-8-sig', newline='') as f:
             r = csv.DictReader(f, restval='', skipinitialspace=True)
@@ -223,13 +223,27 @@ def _read_csv(fn):
         raise ValueError(f"got more cells than columns for {wide[0]} in {fn}, expected quotes around a text that has a comma")
     return pd.DataFrame(rows, columns=cols)
 
+# %% ../../nbs/10_text.ipynb #67b6fe25
 def _draw_split(df, valid_pct, seed):
-    "'train' or 'valid' for each row of `df`: by speaker where there are several, else by row"
-    keys = df.speaker if df.speaker.nunique()>1 else pd.Series(range(len(df)), index=df.index)
+    "'train' or 'valid' for each row of `df`: by speaker where there are several, else by row, as are rows without a name"
+    if not 0<valid_pct<1: raise ValueError(f"got valid_pct={valid_pct}, expected a share between 0 and 1, such as 0.2 for a fifth")
+    one = df.speaker.nunique()==1
+    keys = pd.Series([(o, i*(one or not o)) for i,o in enumerate(df.speaker)], index=df.index)
     if keys.nunique()<2: return pd.Series('train', index=df.index)
     held = _held_out(keys, min(max(1, round(valid_pct*keys.nunique())), keys.nunique()-1), seed)
     return keys.isin(held).map({True:'valid', False:'train'})
 
+def _own_split(df, name):
+    "The table's own `split`; raises `ValueError` for other words in it, and warns of a speaker on both sides"
+    if bad := set(df.split)-{'train','valid','test'}: raise ValueError(f"got the split {sorted(bad)[0]!r} in {name}, expected train, valid or test")
+    learnt = df.split=='train'
+    if both := sorted(set(df.speaker[learnt]) & set(df.speaker[~learnt]) - {''}):
+        warnings.warn(f"got speaker {both[0]!r} in train and in {df.split[~learnt & (df.speaker==both[0])].iloc[0]} of {name}"
+            f"{f' ({len(both)-1} more as well)' if both[1:] else ''}: the error rate will say nothing about new voices, "
+            "so give all rows of a speaker to one of them", AudioWarning)
+    return df.split
+
+# %% ../../nbs/10_text.ipynb #031ae7fc
 def read_speech(
     fn:str|Path, # Csv file with the columns `file` (from the table's folder) and `text`, perhaps `speaker` and `split`
     valid_pct:float=0.2, # Share of speakers for validation, where there is no `split`; of rows where nobody is named
@@ -239,8 +253,7 @@ def read_speech(
     fn = Path(fn).expanduser().absolute()
     df = _read_csv(fn)
     df = df.assign(file=[str(fn.parent/o) for o in df.file], text=df.text.map(clean_text), speaker=df.get('speaker', ''))
-    df['split'] = df['split'] if 'split' in df else _draw_split(df, valid_pct, seed)
-    if bad := set(df.split)-{'train','valid','test'}: raise ValueError(f"got the split {sorted(bad)[0]!r} in {fn}, expected train, valid or test")
+    df['split'] = _own_split(df, fn.name) if 'split' in df else _draw_split(df, valid_pct, seed)
     return df[_cols]
 
 # %% ../../nbs/10_text.ipynb #4766388d
@@ -248,7 +261,7 @@ def _ctc_need(ids):
     "Fewest steps in which CTC can write `ids`: one each, and one between equal neighbours"
     return len(ids) + sum(a==b for a,b in zip(ids, ids[1:]))
 
-def _problems(fn, text, tokens, min_frame):
+def _problems(fn, text, tokens, min_frame, max_dur):
     "What is wrong with one row, in words"
     if not isinstance(text, str) or not text.strip(): yield 'empty transcript'
     bad = tokens.unknown(text) if tokens and isinstance(text, str) else []
@@ -256,6 +269,7 @@ def _problems(fn, text, tokens, min_frame):
     if not os.path.isfile(fn): return (yield 'missing file')
     try: dur = audio_info(fn).dur
     except AudioError as e: return (yield f'unreadable file: {e}')
+    if dur>max_dur: yield f'longer than {max_dur:g} s: cut it at pauses'
     ids = list(str(text)) if bad or not tokens or not isinstance(text, str) else tokens.encode(text)
     if (need := _ctc_need(ids)*min_frame) > dur: yield f'too long for its audio: {text!r} needs {need:.2f} s, the file has {dur:.2f} s'
 
@@ -263,12 +277,13 @@ def check_transcripts(
     df:pd.DataFrame, # With the columns `file` and `text`
     tokens:Tokens=None, # The alphabet; None: any letter will do
     min_frame:float=0.04, # Seconds of one step of the network: CTC needs a step a piece, and one more between equal ones
+    max_dur:float=30., # Seconds of the longest file: its batch is padded to it
 )->pd.DataFrame: # Columns `row` (position), `file`, `problem`; empty where all is well
     "Every reason why a recording cannot be learnt from"
     if miss := {'file','text'}-set(df): raise ValueError(f"got a table with the columns {list(df)}, expected {' and '.join(sorted(miss))} too")
     twice = df.file.duplicated()
     rows = [(i, f, p) for i,(f,t,d) in enumerate(zip(df.file, df.text, twice))
-        for p in [*_problems(f, t, tokens, min_frame), *['listed before']*d]]
+        for p in [*_problems(f, t, tokens, min_frame, max_dur), *['listed before']*d]]
     return pd.DataFrame(rows, columns=['row','file','problem'])
 
 # %% ../../nbs/10_text.ipynb #86935ab5
@@ -480,11 +495,11 @@ def from_items(cls:SpeechDataLoaders,
     return cls.from_dblock(dblock, items, num_workers=num_workers, **kwargs)
 
 # %% ../../nbs/10_text.ipynb #53bee8dc
-def _without_bad(df, tokens, min_frame, drop):
+def _without_bad(df, tokens, drop, **kwargs):
     "The rows of `df` to learn from and to measure on; raises for bad ones unless they are to be dropped"
     if 'split' not in df: raise ValueError(f"got a table with the columns {list(df)}, expected split too: `read_speech` draws one")
     keep = df.split.isin(['train','valid']).to_numpy(copy=True)
-    bad = check_transcripts(df, tokens, min_frame)
+    bad = check_transcripts(df, tokens, **kwargs)
     bad = bad[keep[bad.row.astype(int)]]
     if not len(bad): return df[keep]
     few = '; '.join(f"row {r}, {Path(f).name}: {p}" for r,f,p in bad.head(3).itertuples(index=False))
@@ -500,25 +515,26 @@ def from_df(cls:SpeechDataLoaders,
     df:pd.DataFrame, # Columns `file, text, split`: rows 'train' are learnt from, rows 'valid' measured on
     tokens:Tokens, # The alphabet
     min_frame:float=0.04, # Seconds of one step of the network, for `check_transcripts`
+    max_dur:float=30., # Seconds of the longest recording
     drop_bad:bool=False, # Leave recordings out that cannot be learnt from, rather than raise?
     **kwargs
 )->SpeechDataLoaders: # Batches of sound and `TensorText (B,U)`
     "Loaders from a table; raises `ValueError` that names recordings which cannot be learnt from"
-    df = _without_bad(df, tokens, min_frame, drop_bad)
+    df = _without_bad(df, tokens, drop_bad, min_frame=min_frame, max_dur=max_dur)
     return cls.from_items(*(_pairs(df[df.split==o]) for o in ('train','valid')), tokens, **kwargs)
 
 # %% ../../nbs/10_text.ipynb #03dc3500
 def _listed(refs, hyps):
-    "`refs` and `hyps` as lists of equal length"
+    "`refs` and `hyps` as lists of equal length; raises `ValueError` if nothing was said"
     refs,hyps = ([o] if isinstance(o, str) else list(o) for o in (refs, hyps))
     if len(refs)!=len(hyps): raise ValueError(f"got {len(refs)} references and {len(hyps)} hypotheses, expected as many of each")
+    if not any(o.split() for o in refs): raise ValueError("got references without a word, expected some: an error rate divides by their number")
     return refs,hyps
 
 def _align(refs, hyps, unit='words'):
     "jiwer's alignment of `refs` with `hyps`, by 'words' or 'characters'"
     import jiwer
     refs,hyps = _listed(refs, hyps)
-    if not any(o.split() for o in refs): raise ValueError("got references without a word, expected some: an error rate divides by their number")
     return getattr(jiwer, f'process_{unit}')(refs, hyps)
 
 def wer(
@@ -559,14 +575,15 @@ def _words(ref, hyp):
 def wer_interval(
     refs:list, # What was said
     hyps:list, # What was written
-    groups:list=None, # Who said each, so that speakers are drawn rather than utterances
+    groups:list=None, # Who said each, so that speakers are drawn rather than utterances; those without a name are one group
     n:int=1000, # Draws
     seed:int=0, # Which draws
 )->tuple: # Lower and upper end
     "The middle 95 % of the word error rate when utterances, or whole `groups`, are drawn again with replacement (Bisani and Ney 2004)"
     refs,hyps = _listed(refs, hyps)
-    keys = list(range(len(refs)) if groups is None else groups)
-    if len(keys)!=len(refs): raise ValueError(f"got {len(refs)} texts and {len(keys)} groups, expected a group for each")
+    groups = pd.Series(range(len(refs)) if groups is None else list(groups), dtype=object)
+    if len(groups)!=len(refs): raise ValueError(f"got {len(refs)} texts and {len(groups)} groups, expected a group for each")
+    keys = pd.factorize(groups, sort=True, use_na_sentinel=False)[0]
     per = pd.DataFrame(list(map(_words, refs, hyps))).groupby(keys).sum().to_numpy()
     idx = np.random.default_rng(seed).integers(len(per), size=(n, len(per)))
     err,words = per[idx].sum(1).T
