@@ -6,14 +6,15 @@
 __all__ = ['benchmarks', 'machine', 'results_path', 'write_result', 'time_ratio', 'bench_frontend', 'fsdd_run',
            'bench_fsdd_official', 'an4_model', 'heard', 'bench_an4', 'an4_lm', 'bench_an4_ctc', 'bench_an4_ctc_lm',
            'telephone', 'bench_an4_ctc_phone', 'bench_an4_to_fsdd', 'digits_model', 'bench_digits_ctc',
-           'bench_hmm_digits', 'bench_decode']
+           'bench_hmm_digits', 'bench_digits_hmm', 'bench_decode']
 
 # %% ../nbs/32_benchmark.ipynb #1144f840
-import json, math, os, platform, re
+import json, os, platform, re
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import torch
@@ -166,20 +167,21 @@ def _kept(name):
 # %% ../nbs/32_benchmark.ipynb #d0296343
 def an4_model(
     seed:int, # Of everything random
-    epochs:int=55, # Of training
+    epochs:int=60, # Of training
     name:str='an4', # Beginning of the folder's name in `models`
 ): # A `Transcriber`; seconds and figures are in its `config.json`
     "The recogniser of AN4 that `seed` gives: kept from before, or trained now from scratch"
     from fastai.basics import set_seed
+    from fastaudio_lite.asr.ctc import an4_sounds
     from fastaudio_lite.asr.text import read_an4
     from fastaudio_lite.asr.transcribe import Transcriber, train_asr
     from fastaudio_lite.export import save_pretrained
     folder = _kept(f'{name}-{seed}')
-    if not folder.exists():
+    if not folder.exists() or _figures(seed, name)['epochs']!=epochs:
         df,t0 = read_an4(n_valid=3),perf_counter()
         set_seed(seed)
-        learn = train_asr(df[df.split!='test'], epochs=epochs)
-        figures = dict(seconds=perf_counter()-t0, epochs=epochs, seed=seed, threads=torch.get_num_threads())
+        learn = train_asr(df[df.split!='test'], epochs=epochs, sounds=an4_sounds())
+        figures = dict(seconds=perf_counter()-t0, epochs=epochs, seed=seed, threads=torch.get_num_threads(), machine=machine())
         save_pretrained(learn, folder, figures)
     return Transcriber.from_pretrained(folder)
 
@@ -216,7 +218,8 @@ def bench_an4(
     t0,df = perf_counter(),_an4_test()
     def _run(s):
         rates = _error_rates(df, hear(an4_model(s), df.file.tolist()))
-        return dict(rates, train_seconds=round(_figures(s)['seconds'], 1))
+        made = _figures(s)
+        return dict(rates, train_seconds=round(made['seconds'], 1), threads=made['threads'], trained_on=made['machine'])
     runs = [_run(s) for s in seeds]
     value,sd = _mean_sd([r['wer'] for r in runs])
     more |= dict(runs=runs, n_params=sum(o.numel() for o in an4_model(seeds[0]).parameters()))
@@ -224,34 +227,32 @@ def bench_an4(
     return write_result(name, 'wer', value, perf_counter()-t0, split, sd, list(seeds), path, **more)
 
 # %% ../nbs/32_benchmark.ipynb #54e6fcae
-def an4_lm(): # An `NGram` of words, order 3
+def an4_lm(): # An `NGram` of words, order 4
     "The language model of AN4's training transcripts"
     from fastaudio_lite.asr.decode import NGram
     from fastaudio_lite.asr.text import read_an4
     df = read_an4()
-    return NGram.fit(df[df.split!='test'].text.tolist(), order=3, smoothing='kneser-ney')
+    return NGram.fit(df[df.split!='test'].text.tolist(), order=4, smoothing='kneser-ney')
 
 def bench_an4_ctc(**kwargs)->dict: # As `bench_an4` gives it
     "AN4, word error rate with no language model"
     return bench_an4('an4-ctc', heard, 'no language model', **kwargs)
 
 def bench_an4_ctc_lm(**kwargs)->dict: # As `bench_an4` gives it
-    "AN4, word error rate with a trigram model of the training transcripts"
+    "AN4, word error rate with a 4-gram model of the training transcripts"
     lm = an4_lm()
-    def _hear(tr, files): return heard(tr.use(lm, alpha=0.3, beta=1.), files)
-    return bench_an4('an4-ctc-lm', _hear, 'Kneser-Ney trigrams of the training transcripts, weight 0.3, word bonus 1', **kwargs)
+    def _hear(tr, files): return heard(tr.use(lm, alpha=0.4, beta=1.), files)
+    return bench_an4('an4-ctc-lm', _hear, 'Kneser-Ney 4-grams of the training transcripts, weight 0.4, word bonus 1', **kwargs)
 
 # %% ../nbs/32_benchmark.ipynb #4d016edd
 def telephone(
     sound, # Anything that `load_audio` takes
 )->AudioTensor: # `(1,T)` at 8 kHz
     "What is left of a sound after a telephone: 8 kHz, 300 to 3,400 Hz, 8-bit mu-law (ITU-T G.711's curve)"
-    from fastaudio_lite.augment import BandPass
+    from fastaudio_lite.augment import BandPass, mu_law
     wav = load_audio(sound, 8000)
-    wav = BandPass((300.,300.), (3400.,3400.), p=1.)(wav[None], split_idx=0)[0].clamp(-1, 1)
-    y = wav.sign()*(255*wav.abs()).log1p()/math.log(256)
-    y = (y*127).round()/127
-    return y.sign()*((y.abs()*math.log(256)).expm1())/255
+    wav = BandPass((300.,300.), (3400.,3400.), p=1.)(wav[None], split_idx=0)[0]
+    return mu_law(wav)
 
 def bench_an4_ctc_phone(**kwargs)->dict: # As `bench_an4` gives it
     "AN4 over the telephone, word error rate with no language model"
@@ -271,7 +272,7 @@ def bench_an4_to_fsdd(
     words = sorted(set(' '.join(refs).split()))
     def _run(s): return wer(refs, heard(an4_model(s).use(lexicon=words), sounds))
     value,sd = _mean_sd(errs := [_run(s) for s in seeds])
-    return write_result('an4-to-fsdd', 'wer', value, perf_counter()-t0, "200 strings of 3-7 of FSDD's test takes, gaps of 0.1 s, telephone band; lexicon of digits",
+    return write_result('an4-to-fsdd', 'wer', value, perf_counter()-t0, "200 strings of 3-7 of FSDD's test takes (8 kHz), gaps of 0.1 s; lexicon of digits",
         sd, list(seeds), path, runs=errs)
 
 # %% ../nbs/32_benchmark.ipynb #f37907c6
@@ -299,6 +300,8 @@ def digits_model(
     return Transcriber(learn)
 
 # %% ../nbs/32_benchmark.ipynb #c26f0ebc
+_strings = 'strings of 3-7 digits of one speaker, half with gaps of 0.1 s, half overlapping by 0.05 s; official takes, and each speaker left out'
+
 def _digits_wer(tr, files):
     "Word error rates on 200 strings with gaps and on 200 that overlap"
     from fastaudio_lite.asr.text import digit_strings, wer
@@ -323,8 +326,8 @@ def bench_digits_ctc(
     speakers = {k:_run(lambda o: digit_speaker(o)==k, seeds[0]) for k in sorted(set(map(digit_speaker, files)))}
     def _all(rs): return _mean_sd([(o['gaps']+o['overlaps'])/2 for o in rs])
     (value,sd),(loso,loso_sd) = _all(runs),_all(speakers.values())
-    return write_result('digits-ctc', 'wer', value, perf_counter()-t0, 'strings of 3-7 digits of one speaker, half with gaps of 0.1 s, half overlapping by 0.05 s; official takes, and each speaker left out',
-        sd, list(seeds), path, runs=runs, loso=loso, loso_sd=loso_sd, speakers=speakers)
+    return write_result('digits-ctc', 'wer', value, perf_counter()-t0, _strings, sd, list(seeds), path, runs=runs,
+        loso=loso, loso_sd=loso_sd, speakers=speakers)
 
 # %% ../nbs/32_benchmark.ipynb #6d1a6002
 def bench_hmm_digits(
@@ -342,27 +345,47 @@ def bench_hmm_digits(
     return write_result('hmm-digits', 'accuracy', round(official['accuracy'], 5), perf_counter()-t0, split, path=path,
         loso=loso, loso_sd=loso_sd, speakers=speakers, train_seconds=round(official['seconds'], 1))
 
+# %% ../nbs/32_benchmark.ipynb #3197efed
+def bench_digits_hmm(
+    path:Path|None=None, # Folder of the result; None: `results_path()`
+    files:list|None=None, # Recordings; None: FSDD
+)->dict: # What was written: error rate on the official takes, `loso` and `speakers` with each speaker left out
+    "Connected digits by hidden Markov models: the strings of `digits-ctc`; nothing in it is random"
+    from fastaudio_lite.asr.hmm import by_speaker, digits_wer
+    from fastaudio_lite.datasets import get_data, is_digit_test
+    files,t0 = files or sorted((get_data('fsdd')/'recordings').glob('*.wav')),perf_counter()
+    def _rates(d): return dict(zip(('gaps','overlaps'), (round(o, 5) for o in d['wer'].values())))
+    def _mean(d): return round(sum(d.values())/len(d), 5)
+    official = digits_wer(files, is_digit_test)
+    speakers = {k:_rates(v) for k,v in by_speaker(files, digits_wer).items()}
+    loso,loso_sd = _mean_sd(list(map(_mean, speakers.values())))
+    return write_result('digits-hmm', 'wer', _mean(_rates(official)), perf_counter()-t0, _strings, path=path,
+        runs=[_rates(official)], loso=loso, loso_sd=loso_sd, speakers=speakers, train_seconds=round(official['seconds'], 1))
+
 # %% ../nbs/32_benchmark.ipynb #3c0d8d04
 def bench_decode(
     n:int=200, # Utterances
     path:Path|None=None, # Folder of the result; None: `results_path()`
-)->dict: # What was written: our speed over flashlight's, `rates` in utterances a second, `differ` of `n` best texts
-    "Beam 50 without a language model: speed and agreement with other decoders"
+)->dict: # What was written: our speed over flashlight's, `rates` in utterances a second, `differ` of `n` best texts, `differ_lm` likewise with 4-grams
+    "Beam 50: speed without a language model, and agreement with other decoders with and without one"
     from fastaudio_lite.asr.decode import decode_speed, rivals, same_best
-    from fastaudio_lite.asr.text import read_an4
-    t0,tr,df = perf_counter(),an4_model(0),read_an4()
-    df = df[df.split!='train'].head(n)
-    def _lp(fn): return tr(load_audio(fn, tr.sr)[None])[0].as_subclass(torch.Tensor).numpy()
-    with torch.inference_mode(): lps = list(map(_lp, df.file))
+    t0,tr,files = perf_counter(),an4_model(0),_an4_test().file.tolist()
+    def _lp(sound): return tr(load_audio(sound, tr.sr)[None])[0].as_subclass(torch.Tensor).numpy()
+    with torch.inference_mode(): lps = list(map(_lp, [*files, *map(telephone, files)][:n]))
     decoders = rivals(tr.tokens)
-    rates,others = decode_speed(decoders, lps, n=3),same_best(decoders, lps)
-    value = round(rates['ours']/rates.get('flashlight', rates['plain Python']), 3)
+    if 'flashlight' not in decoders: raise ImportError("got no flashlight, expected it to compare with: pip install flashlight-text")
+    rates,slow = decode_speed(decoders, lps, n=3),decoders.pop('plain Python')
+    others = same_best(decoders, lps) | same_best(dict(ours=decoders['ours'], **{'plain Python': slow}), lps[:20])
+    with TemporaryDirectory() as d:
+        an4_lm().save(arpa := Path(d)/'an4.arpa')
+        with_lm = same_best(rivals(tr.tokens, lm=arpa, alpha=0.4, beta=1.), lps)
+    value = round(rates['ours']/rates['flashlight'], 3)
     rates = {k:round(v, 1) for k,v in rates.items()}
-    split = f'log-probabilities of {len(lps)} utterances of AN4 over {len(tr.tokens)} pieces, beam 50, 1 thread'
+    split = f"log-probabilities of {len(lps)} utterances of AN4's test, some over the telephone, over {len(tr.tokens)} pieces, beam 50, 1 thread"
     return write_result('decode', 'utterances/s, flashlight = 1', value, perf_counter()-t0, split, path=path,
-        rates=rates, differ={k:len(v) for k,v in others.items()})
+        rates=rates, differ={k:len(v) for k,v in others.items()}, differ_lm={k:len(v) for k,v in with_lm.items()}, n=len(lps), n_python=20)
 
 # %% ../nbs/32_benchmark.ipynb #02fba918
 benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,
     'an4-ctc-phone': bench_an4_ctc_phone, 'an4-to-fsdd': bench_an4_to_fsdd, 'digits-ctc': bench_digits_ctc,
-    'hmm-digits': bench_hmm_digits, 'decode': bench_decode}
+    'hmm-digits': bench_hmm_digits, 'digits-hmm': bench_digits_hmm, 'decode': bench_decode}

@@ -92,11 +92,13 @@ def _epoch_line(log):
     print(f'epoch {epoch+1:>2}  loss {loss:.3f}  held-out accuracy {acc:6.1%}  {time}', flush=True)
 
 # %% ../nbs/34_cli.ipynb #1221854f
-_stopped = 'fastaudio-lite: stopped; nothing is left half-written'
+def _stopped(e=''):
+    "What is said after Ctrl-C: `e`, where it says something"
+    return '\n'*sys.stderr.isatty() + f"fastaudio-lite: stopped; {str(e) or 'nothing is left half-written'}"
 
 def _stop(*args):
     "End the process, as after Ctrl-C"
-    print('\n'*sys.stderr.isatty() + _stopped, file=sys.stderr, flush=True)
+    print(_stopped(), file=sys.stderr, flush=True)
     os._exit(130)
 
 def _load(*names):
@@ -466,12 +468,11 @@ def train(
     files,labels,held = _read_source(source)
     split = 'as the source says' if held else f'{valid:g} % of each class, seed {seed}'
     splits = _split(labels, held or _draw(labels, valid, seed))
-    out = _writable(out or Path('models')/Path(source).absolute().stem)
+    out = _model_path(out or Path('models')/Path(source).absolute().stem)
     from fastai.basics import set_seed
     from fastaudio_lite.augment import aug_tfms
     from fastaudio_lite.export import save_pretrained
     from fastaudio_lite.spectrogram import FrontEnd
-    out = _model_path(out)
     clips,sr,dur = _read_clips(files, sr, dur)
     n,epochs = len(splits[0]),epochs or _epochs(len(splits[0]), bs)
     print(f'{n} clips of {len(set(labels))} classes, up to {dur:.2f} s at {sr} Hz; held out: {len(splits[1])}, {split}', flush=True)
@@ -550,44 +551,46 @@ def _print_json(res, key='predictions', **kwargs):
     print(json.dumps({**kwargs, key:answers, 'errors':errors}, ensure_ascii=False, indent=1))
 
 # %% ../nbs/34_cli.ipynb #012d0aa3
-def _speech(data):
-    "The table of recordings that `data` names"
+_asr_data = 'an4, starter, or a csv file with the columns file and text'
+
+def _speech(data, valid=20.):
+    "The table of recordings that `data` names, with `valid` percent of its speakers held out where it does not say"
     from fastaudio_lite.asr.text import read_an4, read_speech, read_starter
     known = dict(an4=read_an4, starter=read_starter)
     if data in known: return known[data]()
-    _need(data.lower().endswith('.csv'), f"got --data {data}, expected an4, starter, or a csv file with the columns file and text")
-    return read_speech(data)
+    _need(data.lower().endswith('.csv'), f"got the data {data}, expected {_asr_data}")
+    return read_speech(data, valid/100)
 
-def _alphabet(df, n):
-    "`Tokens` of the training rows: `n` sub-words, or letters for 0"
-    from fastaudio_lite.asr.text import Tokens
-    texts = df.text[df.split=='train'].tolist()
-    return Tokens.subwords(texts, n) if n else Tokens.letters(texts)
+def _sounds_for(data, fn):
+    "The pronouncing dictionary `fn`, else the one that `data` brings; None where there is none"
+    from fastaudio_lite.asr.ctc import Sounds, an4_sounds
+    if fn: return Sounds.read(fn)
+    return an4_sounds() if data=='an4' else None
 
 # %% ../nbs/34_cli.ipynb #1c5fa29e
-_step = .06 # Seconds of one step of the network that lesson 17 trains
-
-def _problems(df, n_tokens):
+def _problems(df, tokens):
     "Rows of `df` that cannot be learnt from, or measured on, with their problem"
     from fastaudio_lite.asr.text import check_transcripts
-    bad = check_transcripts(df, _alphabet(df, n_tokens), _step)
+    from fastaudio_lite.asr.transcribe import step_dur
+    bad = check_transcripts(df, tokens, step_dur)
     bad = bad.assign(row=bad.row.astype(int)) # A table without rows knows no types
     hard = bad.problem.str.startswith(('letters outside','too long')).astype(bool)
     return bad[~(hard & (df.split.to_numpy()[bad.row]=='test'))]
 
 def _usable(df, n_tokens, n=20):
-    "`df` without bad rows; what is wrong with them goes to the standard error, `n` lines of it"
+    "`df` without bad rows, and its alphabet; what is wrong with them goes to the standard error, `n` lines of it"
+    from fastaudio_lite.asr.transcribe import alphabet
     bad = []
     while True:
         for k,v in (('train','to learn from'),('valid','for validation')):
             _need((df.split==k).any(), f"got no recordings {v}{' but bad ones' if bad else ''}, expected some with the split {k}: " + '; '.join(bad[:3]))
-        now = _problems(df, n_tokens)
+        now = _problems(df, tokens := alphabet(df, n_tokens))
         if not len(now): break
         bad += [f'{_short(f)}: {p}' for f,p in zip(now.file, now.problem)]
         df = df.drop(index=df.index[now.row.unique()])
     for o in bad[:n]: _err(f'warning: left out {o}')
     if len(bad)>n: _err(f'warning: {len(bad)-n} more were left out')
-    return df
+    return df,tokens
 
 # %% ../nbs/34_cli.ipynb #1fdac456
 def _people(df, known=()):
@@ -606,18 +609,29 @@ def _describe(df, split):
     return f"{len(part)} clips, {size}, {_people(part, () if split=='train' else train.speaker)}"
 
 # %% ../nbs/34_cli.ipynb #654d3098
+def _same_run(fn, run):
+    "An error unless a training was begun with the settings `run`, by what it wrote to `fn`"
+    import json
+    begun = f'with which {fn.parent} was begun: bring them back, or remove that folder to start afresh'
+    try: old = json.loads(fn.read_text())
+    except ValueError as e: raise ValueError(f"got {fn}, which is damaged, expected the settings {begun}") from e
+    diff = [k for k in run if k!='recordings' and old.get(k)!=run[k]]
+    got,want = (', '.join(f"{k} {'default' if o.get(k) is None else o[k]}" for k in diff) for o in (run,old))
+    _need(not diff, f"got {got}, expected {want}, {begun}")
+    _need(old.get('recordings')==run.get('recordings'), f"got other recordings or texts, expected those {begun}")
+
 def _training_folder(out, run):
     "The folder of a training towards `out`, with the settings `run`; an error if it was begun with others"
     import json
     folder = out.parent/f'.{out.name}-training'
     fn = folder/'settings.json'
     if fn.exists() and (folder/'checkpoint.pt').exists():
-        old = json.loads(fn.read_text())
-        diff = [f"{k} {'default' if o.get(k) is None else o[k]}" for k in run if old.get(k)!=run[k] for o in (run,old)]
-        _need(not diff, f"got {', '.join(diff[::2])}, expected {', '.join(diff[1::2])}, with which {folder} was begun: say the same, or remove that folder to start afresh")
+        _same_run(fn, run)
         print(f'going on from {_short(folder)}', flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    fn.write_text(json.dumps(run))
+    tmp = fn.with_suffix('.tmp')
+    tmp.write_text(json.dumps(run))
+    tmp.replace(fn)
     return folder
 
 def _table_sum(df):
@@ -636,16 +650,36 @@ def _asr_epochs(n, bs):
     return max(inspect.signature(train_asr).parameters['epochs'].default, min(150, 2400*bs//n))
 
 def _fit_asr(df, folder, seed, **kwargs):
-    "A trained `Transcriber`, or None after Ctrl-C, where the same command can go on"
-    from shutil import rmtree
+    "A trained `Transcriber`"
     from fastai.basics import set_seed
     from fastaudio_lite.asr import transcribe as asr
     set_seed(seed, reproducible=True)
-    try: return asr.Transcriber(asr.train_asr(df, folder=folder, cbs=_progress(_asr_line), **kwargs))
+    return asr.Transcriber(asr.train_asr(df, folder=folder, cbs=_progress(_asr_line), **kwargs))
+
+# %% ../nbs/34_cli.ipynb #f25854b3
+@contextmanager
+def _resumable(folder):
+    "Remove the `folder` of a training after success, or where it has no checkpoint; say after Ctrl-C if it can go on"
+    from shutil import rmtree
+    try: yield
     except BaseException as e: # Ctrl-C is none of the Exceptions
         if not (folder/'checkpoint.pt').exists(): rmtree(folder)
-        elif isinstance(e, KeyboardInterrupt): return _err('stopped; the same command goes on where it stopped')
+        elif isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt('the same command goes on where it stopped') from e
         raise
+    rmtree(folder)
+
+# %% ../nbs/34_cli.ipynb #8dc0b861
+def _hear(tr, fn):
+    "What `tr` writes of the file `fn`, or None and a warning"
+    try: return _ask(lambda o: dict(text=tr.transcribe(o).text), fn)['text']
+    except (ValueError, OSError) as e: _err(f'warning: left out of the figures: {_line(e)}')
+
+def _heard(tr, part, split):
+    "The rows of `part` that can be read, and what `tr` writes of them"
+    hyps = [_hear(tr, o) for o in _with_bar(part.file.tolist(), split)]
+    ok = [o is not None for o in hyps]
+    _need(any(ok), f"got no {split} recording that can be read, expected some to measure the saved model on")
+    return part[ok],[o for o in hyps if o is not None]
 
 # %% ../nbs/34_cli.ipynb #bd394ac2
 def _errors(refs, hyps, k=3):
@@ -658,8 +692,8 @@ def _score_asr(tr, df):
     "Figures on the test rows of `df`, else on those for validation, and lines that say them"
     from fastaudio_lite.asr.text import cer, wer, wer_interval
     split = 'test' if (df.split=='test').any() else 'valid'
-    part = df[df.split==split]
-    refs,hyps = part.text.tolist(),[tr.transcribe(o).text for o in _with_bar(part.file.tolist(), split)]
+    part,hyps = _heard(tr, df[df.split==split], split)
+    refs = part.text.tolist()
     e,c = wer(refs, hyps),cer(refs, hyps)
     lo,hi = wer_interval(refs, hyps, part.speaker.tolist() if part.speaker.nunique()>1 else None)
     who = _people(part, df.speaker[df.split=='train'])
@@ -668,7 +702,7 @@ def _score_asr(tr, df):
 
 # %% ../nbs/34_cli.ipynb #18318b01
 def train_asr(
-    data:str=None, # an4 (fetched if it is not here), starter, or a csv file: file,text[,speaker,split] (needed)
+    source:str=None, # an4 (fetched if it is not here), starter, or a csv file: file,text[,speaker,split] (needed)
     out:Path=None, # Folder for the model; otherwise models/ and the name of the data
     epochs:int=None, # Passes over the clips; otherwise those of lesson 17, and up to 150 for few clips
     tokens:int=120, # Sub-words to write with; 0: letters
@@ -677,33 +711,38 @@ def train_asr(
     lr:float=None, # Highest learning rate; otherwise that of lesson 17
     hidden:int=320, # Size of the network: features of a step
     layers:int=3, # Its LSTMs
+    sounds:Path=None, # Pronouncing dictionary (CMU's format) to learn from as well; an4 brings its own
+    valid:float=20., # Percent of the speakers to hold out, where a csv file does not say
     seed:int=42, # Of everything random but the split
-    augment:bool=True # Change the training clips at random? --no-augment leaves them as they are
+    augment:bool=True, # Change the training clips at random? --no-augment leaves them as they are
+    data:str=None # Another way to name the source
 ):
     "Train a recogniser of speech on recordings and their texts; stopped, the same command goes on"
-    _need(data, "got no data, expected --data and an4, starter, or a csv file with the columns file and text")
+    _need(not (source and data), f"got {source} and --data {data}, expected one of them")
+    _need(data := source or data, f"got no data, expected {_asr_data}")
     opts = dict(epochs=epochs, tokens=tokens, sr=sr, bs=bs, lr=lr, hidden=hidden, layers=layers)
-    _check_numbers(**opts)
-    out = _writable(out or Path('models')/Path(data).stem)
+    _check_numbers(**opts, valid=valid)
+    _need(hidden%2==0, f"got --hidden {hidden}, expected an even number: half of them read forwards, half backwards")
     _load('fastaudio_lite.all', 'fastaudio_lite.export', 'fastaudio_lite.asr.transcribe')
-    out,df = _model_path(out),_usable(_speech(data), tokens)
+    out,sounds = _model_path(out or Path('models')/Path(data).stem),_sounds_for(data, sounds)
+    df,alphabet = _usable(_speech(data, valid), tokens)
     for k in ('train','valid','test'):
         if (df.split==k).any(): print(f'{k:6}{_describe(df, k)}', flush=True)
     n = int((df.split=='train').sum())
     opts |= dict(epochs=epochs or _asr_epochs(n, bs), augment=augment)
-    folder = _training_folder(out, dict(opts, seed=seed, recordings=_table_sum(df)))
-    names = dict(tokens='n_tokens', hidden='n_hidden', layers='n_layers')
-    tr = _fit_asr(df, folder, seed, **{names.get(k, k):v for k,v in opts.items() if v is not None})
-    return _save_asr(tr, df, out, folder, trained_on=n, epochs=opts['epochs'], seeds=1) if tr else 130
+    folder = _training_folder(out, dict(opts, valid=valid, seed=seed, recordings=_table_sum(df)))
+    names,opts = dict(hidden='n_hidden', layers='n_layers'),dict(opts, tokens=alphabet, sounds=sounds)
+    with _resumable(folder):
+        tr = _fit_asr(df, folder, seed, **{names.get(k, k):v for k,v in opts.items() if v is not None})
+        _save_asr(tr, df, out, trained_on=n, epochs=opts['epochs'], seeds=1)
 
-def _save_asr(tr, df, out, folder, **counts):
-    "Measure, say and save a trained recogniser; then what is needed to go on can go"
-    from shutil import rmtree
+def _save_asr(tr, df, out, **counts):
+    "Save a trained recogniser, measure it, and add the figures"
     from fastaudio_lite.export import save_pretrained
+    save_pretrained(tr, out, counts)
     figures,lines = _score_asr(tr, df)
     print('\n'.join(lines))
     print(f'Written: {_short(save_pretrained(tr, out, figures|counts))}\nUse it: fastaudio-lite transcribe FILE --model {out}')
-    rmtree(folder)
 
 # %% ../nbs/34_cli.ipynb #e2d4b8bc
 def _list_of(lines):
@@ -723,7 +762,7 @@ def _words_file(fn):
 def _recogniser(model, lm, lexicon, hotwords, **kwargs):
     "The saved `Transcriber` with its decoder; arguments that are None are the decoder's own choice"
     from fastaudio_lite.asr.transcribe import Transcriber
-    tr,opt = Transcriber.from_pretrained(model),{k:v for k,v in kwargs.items() if v is not None}
+    tr,opt = Transcriber.from_pretrained(model).to(_device() or 'cpu'),{k:v for k,v in kwargs.items() if v is not None}
     if lexicon: opt['lexicon'] = _words_file(lexicon)
     if hotwords: opt['hotwords'] = _list_of(hotwords.split(','))
     if lm:
@@ -738,7 +777,9 @@ def _write_down(tr, fn):
     from fastaudio_lite.audio import audio_info
     total = int(audio_info(fn).dur)
     def _show(s): _bar(min(int(s), total), total, Path(fn).name)
-    t = tr.transcribe(fn, progress=_show if total>30 else None)
+    try: t = tr.transcribe(fn, progress=_show if total>30 else None)
+    finally:
+        if total>30: _show(total) # fewer seconds may come than the header promises
     if t.words and t.prob<.5: warnings.warn(f'confidence {t.prob:.2f}, expected 0.50 or more of clear speech like that of the training: this may be wrong')
     return dict(t.json(), transcript=t)
 
@@ -755,7 +796,7 @@ def transcribe(
     model:Path=None, # Folder of a saved recogniser, such as models/an4 (needed)
     lm:Path=None, # Language model: an ARPA file of words, or of letters
     alpha:float=None, # Its weight; otherwise 0.5
-    beta:float=None, # Bonus for each word
+    beta:float=None, # Bonus for each word; otherwise 0
     beam:int=None, # Readings kept at each step; otherwise 50
     lexicon:Path=None, # Text file with a word a line; no other is written
     hotwords:str=None, # Words to listen for, with commas between
@@ -872,7 +913,8 @@ def _parse(argv):
     p.add_argument('args', nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     p.add_argument('--version', action='version', version=f'fastaudio_lite {fastaudio_lite.__version__}')
     a = p.parse_args(argv or ['--help'])
-    f,sub = commands[a.command],anno_parser(commands[a.command], prog=f'fastaudio-lite {a.command}')
+    f,sub = commands[a.command],anno_parser(commands[a.command], prog=f'fastaudio-lite {a.command}', pos=['source'])
+    for o in sub._actions: o.help = o.help.removesuffix(' (default: True)') # said of --no-augment it reads as its opposite
     sub.epilog = f'Example: fastaudio-lite {_examples[a.command]}'
     kw = {k:v for k,v in vars(sub.parse_intermixed_args(a.args)).items() if k in inspect.signature(f).parameters}
     star = next((k for k,v in inspect.signature(f).parameters.items() if v.kind==v.VAR_POSITIONAL), None)
@@ -897,7 +939,7 @@ def main(
             sys.stdout.flush()
             return code
     except BrokenPipeError: code,msg = 141,''
-    except KeyboardInterrupt: code,msg = 130,'\n'*sys.stderr.isatty() + _stopped
+    except KeyboardInterrupt as e: code,msg = 130,_stopped(e)
     except Exception as e: # The one place where every error ends
         if debug: raise
         code,msg = 2,f'fastaudio-lite: {_line(e)}'

@@ -31,6 +31,11 @@ def clf():
 @pytest.fixture(scope='module')
 def model(clf, tmp_path_factory): return save_pretrained(clf, tmp_path_factory.mktemp('m')/'tiny', {})
 
+@pytest.fixture(scope='module')
+def asr(tmp_path_factory):
+    from test_transcribe import make
+    return save_pretrained(make(), tmp_path_factory.mktemp('m')/'asr', {})
+
 @pytest.fixture(autouse=True)
 def _alone(tmp_path, monkeypatch):
     "No data but the starter set, no network, and a working directory of one's own"
@@ -91,11 +96,11 @@ def bad(request, tmp_path):
     bad_sounds[request.param](fn)
     return fn
 
-def test_bad_sound(bad, clf, cli, model):
+def test_bad_sound(bad, clf, cli, model, asr):
     with pytest.raises((AudioError,FileNotFoundError)) as e: load_audio(bad)
     assert bad.name in str(e.value) and '\n' not in str(e.value)
     with pytest.raises((AudioError,FileNotFoundError)): clf.predict(bad)
-    assert one_line(cli('predict', bad, '--model', model), bad.name)==''
+    assert one_line(cli('predict', bad, '--model', model), bad.name)=='' == one_line(cli('transcribe', bad, '--model', asr), bad.name)
 
 def test_bad_among_good(cli, model, tmp_path):
     "The good ones are answered"

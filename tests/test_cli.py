@@ -7,6 +7,7 @@ from fastcore.test import expect_fail
 from torch._utils import ExceptionWrapper
 
 from fastaudio_lite import cli as cli_mod
+from fastaudio_lite.asr.transcribe import step_dur
 from fastaudio_lite.audio import AudioError, load_audio
 from fastaudio_lite.cli import commands, main
 from fastaudio_lite.datasets import DataSet, digit_files, digit_label, registry
@@ -52,6 +53,10 @@ def test_help(name, capsys):
     out = capsys.readouterr().out
     assert e.value.code==0 and f'Example: fastaudio-lite {name}' in ' '.join(out.split())
     assert commands[name].__doc__ in ' '.join(out.split())
+
+def test_help_of_switches():
+    "What is on unless it is switched off does not look like a switch that is on"
+    for name in ('train','train-asr'): assert 'default: True' not in shell(name, '--help').stdout
 
 def test_no_words():
     res = shell()
@@ -229,7 +234,7 @@ def test_train_asr(trained):
     f = d['figures']
     assert (f['n'],f['epochs'],f['trained_on'])==(3,12,24) and f['split'].startswith('test') and 0<=f['cer'] and 0<=f['wer']
     tr = from_pretrained(folder)
-    assert tr.sr==8000 and abs(tr.step-cli_mod._step)<1e-9 # what transcripts were checked with
+    assert tr.sr==8000 and abs(tr.step-step_dur)<1e-9 # what transcripts were checked with
 
 def test_train_asr_bad_rows(capsys):
     "Bad rows are named with their reason and left out"
@@ -244,10 +249,13 @@ def test_train_asr_bad_rows(capsys):
     assert len(err.splitlines())==5 and 'train 22 clips' in out
 
 def _bad_asr():
-    yield 'no such table', ['--data', 'none.csv'], 'none.csv'
-    yield 'no data', [], 'got no data, expected --data'
+    yield 'no such table', ['--data', 'none.csv'], 'none.csv, expected a csv file with the columns file and text: no such file'
+    yield 'no data', [], 'got no data, expected an4, starter, or a csv'
+    yield 'two data', ['t.csv', '--data', 'an4'], 'got t.csv and --data an4, expected one of them'
+    yield 'odd', ['t.csv', '--hidden', '33'], 'got --hidden 33, expected an even number'
+    yield 'valid', ['t.csv', '--valid', '.2'], 'got --valid 0.2, expected a number from 1'
     yield 'unknown name', ['--data', 'an5'], 'expected an4, starter, or a csv'
-    yield 'tokens', ['--data', 't.csv', '--tokens', '3'], 'got 3 pieces for'
+    yield 'tokens', ['t.csv', '--tokens', '3'], 'got 3 pieces for'
     yield 'epochs', ['--data', 't.csv', '--epochs', '0'], 'got --epochs 0'
     yield 'out', ['--data', 't.csv', '--out', 't.csv'], 't.csv'
     yield 'columns', ['--data', 'c.csv'], 'expected text too'
@@ -259,6 +267,46 @@ def test_train_asr_errors(name, args, msg, capsys):
     assert main(['train-asr', *args])==2
     err = capsys.readouterr().err
     assert msg in err and len(err.splitlines())==1 and left()==['c.csv','t.csv']
+
+def test_valid_share():
+    "Of the speakers, where the table names no split"
+    rows = [f'{i}.wav,sí,s{i}' for i in range(10)]
+    Path('t.csv').write_text('\n'.join(['file,text,speaker', *rows]), encoding='utf-8')
+    for pct in (20, 50): assert (cli_mod._speech('t.csv', pct).split=='valid').sum()==pct/10
+
+def test_train_asr_damaged_test(capsys):
+    "A header that promises what is not there, found after the training: named, and the model is saved and measured on the rest"
+    spoken()
+    sf.write('cut.flac', np.random.default_rng(0).normal(size=8000)*.1, 8000)
+    Path('cut.flac').write_bytes(Path('cut.flac').read_bytes()[:4000])
+    sf.write('mute.wav', np.zeros(8000), 8000)
+    with open('t.csv', 'a', encoding='utf-8') as f: f.write('cut.flac,sí,s1,test\nmute.wav,sí,s2,test\n')
+    assert main(['train-asr', 't.csv', '--out', 'm', *asr_tiny])==0
+    out,err = capsys.readouterr()
+    cut,mute = _no_doubts(err)
+    assert 'left out of the figures: ' in cut and 'cut.flac' in cut and 'mute.wav: got silence' in mute
+    assert ' on 4 test clips' in out and json.loads(Path('m/config.json').read_text(encoding='utf-8'))['figures']['n']==4
+
+def test_train_asr_stopped_while_measuring(capsys, monkeypatch):
+    "The model is there already, and the same command measures it"
+    spoken()
+    args = ['train-asr', 't.csv', '--out', 'm', *asr_tiny]
+    with monkeypatch.context() as m:
+        m.setattr(cli_mod, '_score_asr', lambda *args: _interrupt())
+        assert main(args)==130 and 'the same command goes on' in capsys.readouterr().err
+    assert 'wer' not in json.loads(Path('m/config.json').read_text(encoding='utf-8'))['figures']
+    assert main(args)==0 and 'epoch' not in capsys.readouterr().out and sorted(os.listdir())==['m','t.csv']
+    assert 'wer' in json.loads(Path('m/config.json').read_text(encoding='utf-8'))['figures']
+
+def test_training_folder():
+    "What differs is named; nobody is told a checksum, nor of a json"
+    run = dict(lr=.1, bs=8, recordings='3f')
+    folder = cli_mod._training_folder(Path('m'), run)
+    (folder/'checkpoint.pt').touch()
+    with expect_fail(ValueError, 'got lr 0.2, expected lr 0.1, with which .m-training was begun'): cli_mod._training_folder(Path('m'), dict(run, lr=.2))
+    with expect_fail(ValueError, 'got other recordings or texts, expected those'): cli_mod._training_folder(Path('m'), dict(run, recordings='9b'))
+    (folder/'settings.json').write_text('{"lr"')
+    with expect_fail(ValueError, 'settings.json, which is damaged'): cli_mod._training_folder(Path('m'), run)
 
 def _killed(args, ck):
     "Start the command in a shell of its own and kill it after its first epoch"
@@ -346,6 +394,25 @@ def test_transcribe_progress(asr, capsys, monkeypatch):
     sf.write('long.wav', np.random.default_rng(0).normal(size=8000*45)*.1, 8000)
     monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
     assert '45/45' in run(capsys, 'transcribe', 'long.wav', '--model', asr)[2]
+
+def test_bar_is_rubbed_out(capsys, monkeypatch):
+    "Also where fewer seconds come than the header promises"
+    from fastaudio_lite.asr.transcribe import Transcript
+    class Short:
+        def transcribe(self, fn, progress):
+            progress(40)
+            return Transcript('', [], 0., 40.)
+    sf.write('long.wav', np.zeros(8000*45), 8000)
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    cli_mod._write_down(Short(), 'long.wav')
+    assert '40/45' in (err := capsys.readouterr().err) and err.endswith('\r\033[K')
+
+def test_transcribe_device(asr, clips, capsys, monkeypatch):
+    "The settings' device, or an error; never another one in silence"
+    monkeypatch.setenv('FASTAUDIO_LITE_DEVICE', 'cuda:99')
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    code,out,err = run(capsys, 'transcribe', clips[0], '--model', asr)
+    assert (code,out)==(2,'') and 'PyTorch finds no such device' in err
 
 arpa = '\\data\\\nngram 1=4\n\n\\1-grams:\n-99 <s>\n-1 </s>\n-.5 {}\n-.5 {}\n\n\\end\\\n'
 

@@ -6,11 +6,11 @@ import pytest, torch, torch.nn.functional as F
 from fastcore.test import expect_fail
 from hypothesis import Phase, given, settings, strategies as st
 
-from fastaudio_lite.asr.ctc import (BiLSTM, CTCLoss, CTCModel, LogProbs, align, blank_share, collapse, ctc_nll, flip_valid, greedy,
-    steps_needed, word_spans)
-from fastaudio_lite.asr.text import TensorText, Tokens, pad_text
-from fastaudio_lite.audio import AudioWarning
-from fastaudio_lite.spectrogram import AudioSpectrogram
+from fastaudio_lite.asr.ctc import (BiLSTM, CTCLoss, CTCModel, LogProbs, Sounds, Span, align, blank_share, collapse, ctc_learner, ctc_nll,
+    cut_words, flip_valid, greedy, quietest, steps_needed, word_spans)
+from fastaudio_lite.asr.text import SpeechDataLoaders, TensorText, Tokens, pad_text
+from fastaudio_lite.audio import AudioTensor, AudioWarning
+from fastaudio_lite.spectrogram import AudioSpectrogram, FrontEnd
 
 few = settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 paths = st.lists(st.integers(0, 3), max_size=12)
@@ -143,7 +143,7 @@ def spec(n, lens=None, n_mels=16, seed=0):
     for o,k in zip(x, lens or ()): o[...,k:] = 0
     return AudioSpectrogram(x, sr=16000, hop=160, lens=torch.tensor(lens) if lens else None)
 
-small = dict(n_mels=16, chs=(4,6), n_hidden=12, n_layers=2)
+small = dict(n_mels=16, chs=(4,6), strides=(2,2), n_hidden=12, n_layers=2)
 model = CTCModel(7, **small).eval()
 
 @few
@@ -157,8 +157,18 @@ def test_alone_as_padded(lens, seed):
         assert n==one.lens[0]==one.shape[1]==-(-k//model.stride)
         torch.testing.assert_close(y[:n].as_subclass(torch.Tensor), one[0].as_subclass(torch.Tensor), atol=1e-5, rtol=1e-4)
 
+def test_garbage_padding():
+    "Nor does it matter what the padding holds"
+    lens,x = [40,23,6],spec(3, [40,23,6])
+    for o,k in zip(x, lens): o[...,k:] = 1e3
+    with torch.no_grad(): both,alone = model(x),[model(spec(3, lens)[i:i+1,...,:k].as_subclass(torch.Tensor)) for i,k in enumerate(lens)]
+    for y,one in zip(both, alone): torch.testing.assert_close(*(o.as_subclass(torch.Tensor) for o in (y, one[0])), atol=1e-5, rtol=1e-4)
+
+def test_odd_features():
+    with expect_fail(ValueError, 'got 33 features, expected an even number'): CTCModel(5, n_hidden=33)
+
 def test_model_config():
-    model = CTCModel(7, **small, strides=(2,2), p=.1)
+    model = CTCModel(7, **small, p=.1)
     assert CTCModel(**model.config()).config()==model.config() and model.stride==4
     x = model(spec(2))
     torch.testing.assert_close(x.exp().sum(-1).as_subclass(torch.Tensor), torch.ones(2, 10))
@@ -190,6 +200,41 @@ def test_greedy(rows):
     lp.lens = n
     assert greedy(lp)==want
     assert blank_share(lp)==pytest.approx(sum(o.count(0) for o in rows)/int(n.sum()))
+
+def test_slices():
+    "A part of a batch has the lengths of its clips; a clip alone is cut to what is valid"
+    lp = F.one_hot(torch.tensor([[1,0,2,2], [1,0,1,2], [0,1,2,1]]), 3).float().log().as_subclass(LogProbs)
+    lp.lens = torch.tensor([1,4,3])
+    want = [[1],[1,1,2],[1,2]]
+    assert greedy(lp)==want and greedy(lp[1:])==want[1:] and greedy(lp[[2,0]])==[want[2],want[0]]
+    assert [greedy(o[None])[0] for o in lp]==[greedy(lp[i][None])[0] for i in (0,1,2)]==want
+    assert lp[2].lens is None and lp[-1].shape==(3,3)
+
+# In fastai
+def learner(deltas=0, **kwargs):
+    "On a few noises"
+    tokens,fe = Tokens.letters(['ab']),FrontEnd(8000, n_mels=16, deltas=deltas)
+    items = [(AudioTensor(torch.randn(1, 4000, generator=torch.Generator().manual_seed(i)), sr=8000), 'ab') for i in range(4)]
+    dls = SpeechDataLoaders.from_items(items[:2], items[2:], tokens, front_end=fe, sr=8000, bs=2)
+    return ctc_learner(dls, n_hidden=8, n_layers=1, **kwargs),items
+
+def test_predict():
+    "What a user of fastai types first"
+    learn,items = learner()
+    with learn.no_bar(): text,ids,lp = learn.predict(items[0][0])
+    assert isinstance(text, str) and set(text) <= set('ab ') and learn.tokens.decode(greedy(lp[None])[0])==text
+
+def test_show_results():
+    from matplotlib import pyplot as plt
+    learn,_ = learner()
+    with learn.no_bar(): learn.show_results()
+    assert any('ab' in o.get_title() for o in plt.gcf().axes)
+    plt.close('all')
+
+def test_learner_arguments():
+    "No metrics are no metrics; slopes are refused in a sentence"
+    assert len(learner()[0].metrics)==3 and len(learner(metrics=[])[0].metrics)==0
+    with expect_fail(ValueError, 'got spectrograms of 2 channels, expected 1'): learner(deltas=1)
 
 @st.composite
 def clips(draw):
@@ -240,3 +285,43 @@ def test_word_spans():
     got = word_spans(_lp([1,2,0,3,0], 4), [1,2,3], sub, 1.)
     assert [(o.text,o.start,o.end) for o in got]==[('ab',0,2),('ba',3,4)]
     assert word_spans(_lp([0,0], 4), [], tokens, 1.)==[]
+
+# Words cut out
+def test_quietest():
+    "The middle of the silence, in the part that is looked at, however short that is"
+    wav = torch.ones(1, 1000)
+    wav[:,600:640],wav[:,200:260] = 0,0
+    assert 600<=quietest(wav, 400, 1000, 40)<=640 and 200<=quietest(wav, 0, 400, 40)<=260
+    assert quietest(wav, 999, 1000, 40)==999
+
+@few
+@given(st.lists(st.floats(0, 2), min_size=2, max_size=12), st.integers(1, 9000))
+def test_cut_words(times, n):
+    "As many pieces as words; together they are the clip, even where times run past its end"
+    times = sorted(times)
+    wav = AudioTensor(torch.randn(1, n), sr=8000)
+    parts = cut_words(wav, [Span('a', t, t, 1.) for t in times])
+    assert len(parts)==len(times) and torch.equal(torch.cat(parts, -1), wav) and parts[0].sr==8000
+
+# Speech sounds
+def test_sounds(tmp_path):
+    "CMU's format: comments, stress and variants go; unknown words have no sounds; a file without entries is one sentence"
+    fn = tmp_path/'d.dict'
+    fn.write_text(";;; a comment\nONE  W AH1 N\nONE(2)  HH W AH1 N\n# another\nTWO  T UW1\n\nlonely\n", encoding='utf-8')
+    d = Sounds.read(fn)
+    assert d.words==dict(one=['w','ah','n'], two=['t','uw']) and d.vocab==['','ah','n','t','uw','w'] and len(d)==6
+    assert d.encode('two one')==[3,4,5,1,2] and d.encode('two three')==[] and d.encode('')==[]
+    fn.write_text('nothing\n')
+    with pytest.raises(ValueError, match='without an entry'): Sounds.read(fn)
+
+def test_sounds_loss():
+    "Texts with an unknown word, and those whose sounds need more steps than there are, do not count; nothing left is nothing added"
+    lp,y = LogProbs(log_probs(3, 6, 4, dtype=torch.float32)),pad_text([TensorText(torch.tensor(o)) for o in ([1],[2],[3])])
+    lp.lens = torch.tensor([6,6,6])
+    lp.sounds = log_probs(3, 6, 5, seed=1, dtype=torch.float32)
+    plain = CTCLoss()(lp, y)
+    named = F.ctc_loss(lp.sounds[:1].transpose(0,1), torch.tensor([[1,2]]), torch.tensor([6]), torch.tensor([2]))
+    said = {1:[1,2], 2:[], 3:[4]*5}
+    both = CTCLoss(sounds=lambda ids: said[ids[0]])(lp, y)
+    assert math.isclose(both-plain, 0.5*named, rel_tol=1e-4)
+    assert CTCLoss(sounds=lambda ids: [])(lp, y)==plain
