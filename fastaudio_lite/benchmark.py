@@ -181,8 +181,8 @@ def an4_model(
         df,t0 = read_an4(n_valid=3),perf_counter()
         set_seed(seed)
         learn = train_asr(df[df.split!='test'], epochs=epochs, sounds=an4_sounds())
-        figures = dict(seconds=perf_counter()-t0, epochs=epochs, seed=seed, threads=torch.get_num_threads(), machine=machine())
-        save_pretrained(learn, folder, figures)
+        about = dict(epochs=epochs, seed=seed, threads=torch.get_num_threads(), machine=machine())
+        save_pretrained(learn, folder, about | dict(seconds=perf_counter()-t0))
     return Transcriber.from_pretrained(folder)
 
 def _figures(seed, name='an4'): return json.loads((_kept(f'{name}-{seed}')/'config.json').read_text())['figures']
@@ -363,6 +363,8 @@ def bench_digits_hmm(
         runs=[_rates(official)], loso=loso, loso_sd=loso_sd, speakers=speakers, train_seconds=round(official['seconds'], 1))
 
 # %% ../nbs/32_benchmark.ipynb #3c0d8d04
+def _counts(d): return {k:len(v) for k,v in d.items()}
+
 def bench_decode(
     n:int=200, # Utterances
     path:Path|None=None, # Folder of the result; None: `results_path()`
@@ -383,7 +385,7 @@ def bench_decode(
     rates = {k:round(v, 1) for k,v in rates.items()}
     split = f"log-probabilities of {len(lps)} utterances of AN4's test, some over the telephone, over {len(tr.tokens)} pieces, beam 50, 1 thread"
     return write_result('decode', 'utterances/s, flashlight = 1', value, perf_counter()-t0, split, path=path,
-        rates=rates, differ={k:len(v) for k,v in others.items()}, differ_lm={k:len(v) for k,v in with_lm.items()}, n=len(lps), n_python=20)
+        rates=rates, differ=_counts(others), differ_lm=_counts(with_lm), n=len(lps), n_python=20)
 
 # %% ../nbs/32_benchmark.ipynb #02fba918
 benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,

@@ -70,7 +70,8 @@ class LogProbs(TensorBase):
     def __getitem__(self, i):
         if isinstance(i, int) and self.lens is not None: i = i,slice(int(self.lens[i])) # a clip without its padding
         res,k = super().__getitem__(i),i[0] if isinstance(i, tuple) else i
-        if isinstance(res, LogProbs): res.sounds,res.lens = None,self.lens[k] if self.lens is not None and res.ndim==3 else None
+        if not isinstance(res, LogProbs): return res
+        res.sounds,res.lens = None,self.lens[k] if self.lens is not None and res.ndim==3 else None
         return res
 
 def steps_needed(
@@ -238,7 +239,8 @@ class Sounds:
         "The dictionary in a file; `ValueError` where there is none"
         from fastaudio_lite.asr.text import clean_text
         rows = [o.split() for o in Path(fn).expanduser().read_text('utf-8', 'replace').splitlines() if not o.startswith((';;;','#'))]
-        words = {clean_text(w):[re.sub(r'\d', '', o).lower() for o in s] for w,*s in filter(None, rows) if s and not w.endswith(')')}
+        def _plain(sounds): return [re.sub(r'\d', '', o).lower() for o in sounds]
+        words = {clean_text(w):_plain(s) for w,*s in filter(None, rows) if s and not w.endswith(')')}
         if not words: raise ValueError(f"got {fn} without an entry, expected a word and its sounds in each line: seven S EH V AH N")
         return cls(words)
 
@@ -283,7 +285,8 @@ def ctc_learner(
     model = model or CTCModel(len(tokens), n_mels, **size)
     if metrics is None: metrics = [WER(_decode), CER(_decode), blank_share]
     loss = CTCLoss(sounds=partial(_sounds_of, tokens, sounds) if sounds else None)
-    learn = Learner(dls, model, loss, metrics=metrics, wd=wd, cbs=[GradientClip(1.), AverageWeights(), *L(cbs)], **kwargs)
+    cbs = [GradientClip(1.), AverageWeights(), *L(cbs)]
+    learn = Learner(dls, model, loss, metrics=metrics, wd=wd, cbs=cbs, **kwargs)
     learn.tokens = tokens
     return learn
 

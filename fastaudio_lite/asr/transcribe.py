@@ -16,7 +16,8 @@ import torch, torch.nn as nn
 from fastcore.all import patch
 from fasttransform import ItemTransform
 
-from .ctc import CTCModel, LogProbs, Span, cut_words, front_end_of, greedy, log_probs, quietest, steps_needed, word_spans
+from .ctc import CTCModel, LogProbs, Span, cut_words, front_end_of, greedy, log_probs
+from .ctc import quietest, steps_needed, word_spans
 from .text import Tokens
 from ..audio import AudioError, AudioTensor, AudioWarning, audio_windows, dur2n, is_silent
 from ..spectrogram import FrontEnd
@@ -307,8 +308,8 @@ def train_asr(
         min_frame=step_dur)
     learn = ctc_learner(dls, n_hidden=n_hidden, n_layers=n_layers, sounds=sounds, cbs=cbs)
     if augment: learn.add_cb(_splicing(splice, df[df.split=='train']))
-    about = dict(tokens=tokens.vocab, texts=df[df.split=='train'].text.tolist(), sr=sr, epochs=epochs, bs=bs, lr=lr, augment=augment)
-    about |= dict(model=learn.model.config(), sounds=sounds.vocab if sounds else [])
+    about = dict(tokens=tokens.vocab, texts=df[df.split=='train'].text.tolist(), augment=augment)
+    about |= dict(sr=sr, epochs=epochs, bs=bs, lr=lr, model=learn.model.config(), sounds=sounds.vocab if sounds else [])
     ck = _checkpoint(Path(folder)/'checkpoint.pt', about) if folder else None
     learn.fit_one_cycle(epochs, lr, start_epoch=ck.load(learn) if ck else 0, cbs=ck)
     return learn
