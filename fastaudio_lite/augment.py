@@ -632,3 +632,13 @@ class AverageWeights(Callback):
     def after_fit(self):
         "Keep the average"
         self._swap()
+
+    def state_dict(self)->dict: # Of tensors and numbers
+        "What a training that is stopped here needs to go on (lesson 05)"
+        return dict(avg=self.avg, n=self.n)
+
+    def load_state_dict(self,
+        d:dict, # What `state_dict` gave
+    ):
+        "Go on from there"
+        self.avg,self.n = d['avg'],d['n']

@@ -165,28 +165,35 @@ def _kept(name):
     return results_path().parent/'models'/name
 
 # %% ../nbs/32_benchmark.ipynb #d0296343
-def an4_model(
-    seed:int, # Of everything random
-    epochs:int=60, # Of training
-    name:str='an4', # Beginning of the folder's name in `models`
-): # A `Transcriber`; seconds and figures are in its `config.json`
-    "The recogniser of AN4 that `seed` gives: kept from before, or trained now from scratch"
+def _figures(name): return json.loads((_kept(name)/'config.json').read_text())['figures']
+
+def _trained(name, epochs, seed, make):
+    "The `Transcriber` kept as `name`, or that of the learner which `make` trains now, kept for the next time"
     from fastai.basics import set_seed
-    from fastaudio_lite.asr.ctc import an4_sounds
-    from fastaudio_lite.asr.text import read_an4
-    from fastaudio_lite.asr.transcribe import Transcriber, train_asr
+    from fastaudio_lite.asr.transcribe import Transcriber
     from fastaudio_lite.export import save_pretrained
-    folder = _kept(f'{name}-{seed}')
-    if not folder.exists() or _figures(seed, name)['epochs']!=epochs:
-        df,t0 = read_an4(n_valid=3),perf_counter()
+    folder,t0 = _kept(name),perf_counter()
+    if not folder.exists() or _figures(name)['epochs']!=epochs:
         set_seed(seed)
-        learn = train_asr(df[df.split!='test'], epochs=epochs, sounds=an4_sounds())
+        learn = make()
         about = dict(epochs=epochs, seed=seed, threads=torch.get_num_threads(), machine=machine())
         save_pretrained(learn, folder, about | dict(seconds=perf_counter()-t0))
     return Transcriber.from_pretrained(folder)
 
-def _figures(seed, name='an4'): return json.loads((_kept(f'{name}-{seed}')/'config.json').read_text())['figures']
+def an4_model(
+    seed:int, # Of everything random
+    epochs:int=60, # Of training
+): # A `Transcriber`; seconds and figures are in its `config.json`
+    "The recogniser of AN4 that `seed` gives: kept from before, or trained now from scratch"
+    from fastaudio_lite.asr.ctc import an4_sounds
+    from fastaudio_lite.asr.text import read_an4
+    from fastaudio_lite.asr.transcribe import train_asr
+    def _make():
+        df = read_an4(n_valid=3)
+        return train_asr(df[df.split!='test'], epochs=epochs, sounds=an4_sounds())
+    return _trained(f'an4-{seed}', epochs, seed, _make)
 
+# %% ../nbs/32_benchmark.ipynb #51c3a9f0
 def heard(
     tr, # A `Transcriber`
     sounds:list, # Anything that `load_audio` takes
@@ -218,7 +225,7 @@ def bench_an4(
     t0,df = perf_counter(),_an4_test()
     def _run(s):
         rates = _error_rates(df, hear(an4_model(s), df.file.tolist()))
-        made = _figures(s)
+        made = _figures(f'an4-{s}')
         return dict(rates, train_seconds=round(made['seconds'], 1), threads=made['threads'], trained_on=made['machine'])
     runs = [_run(s) for s in seeds]
     value,sd = _mean_sd([r['wer'] for r in runs])
@@ -277,27 +284,26 @@ def bench_an4_to_fsdd(
 
 # %% ../nbs/32_benchmark.ipynb #f37907c6
 def digits_model(
+    name:str, # Folder of the trained model in `models`
     files:list, # Training recordings
-    seed:int=0, # Of everything random
-    epochs:int=8, # Of training
-    n:int=1000, # Training strings
+    seed:int=0, # Of everything random, and of the recogniser of AN4 to begin with
+    epochs:int=5, # Of training
+    n:int=2000, # Training strings
 ): # A `Transcriber`
-    "A small recogniser of spliced digits, trained from scratch"
-    from fastai.basics import set_seed
-    from fastaudio_lite.asr.ctc import ctc_learner
-    from fastaudio_lite.asr.text import SpeechDataLoaders, Tokens, digit_strings
-    from fastaudio_lite.asr.transcribe import Transcriber
+    "A recogniser of strings of digits, trained further from that of AN4: kept from before, or trained now"
+    from fastaudio_lite.asr.ctc import an4_sounds, ctc_learner
+    from fastaudio_lite.asr.text import SpeechDataLoaders, digit_strings
     from fastaudio_lite.augment import SpeedPitch, speech_tfms
-    set_seed(seed)
-    gaps = enumerate((0.1,0.3,-0.05))
-    items = [o for i,gap in gaps for o in digit_strings(files, n//3, (1,5), gap, seed=100+10*seed+i)]
-    tokens = Tokens.subwords([t for _,t in items], 50)
-    tfms = [SpeedPitch((0.8,1.25), p=0.5), *speech_tfms((0.8,1.3), 0.2)]
-    fe = FrontEnd(8000, n_mels=48, hop=120, norm='bin')
-    dls = SpeechDataLoaders.from_items(items, items[:16], tokens, front_end=fe, bs=8, batch_tfms=tfms)
-    learn = ctc_learner(dls, n_hidden=192, n_layers=2)
-    learn.fit_one_cycle(epochs, 4e-3)
-    return Transcriber(learn)
+    def _make():
+        tr = an4_model(seed)
+        items = [o for i,gap in enumerate((0.1,0.3,-0.05)) for o in digit_strings(files, n//3, (1,5), gap, seed=100+10*seed+i)]
+        items = [(load_audio(wav, tr.sr), text) for wav,text in items]
+        tfms = [SpeedPitch((0.8,1.25), p=0.5), *speech_tfms((0.8,1.3), 0.2)]
+        dls = SpeechDataLoaders.from_items(items, items[:16], tr.tokens, front_end=tr.front_end, sr=tr.sr, bs=8, batch_tfms=tfms)
+        learn = ctc_learner(dls, tr.model.train(), sounds=an4_sounds())
+        learn.fit_one_cycle(epochs, 2e-3)
+        return learn
+    return _trained(name, epochs, seed, _make)
 
 # %% ../nbs/32_benchmark.ipynb #c26f0ebc
 _strings = 'strings of 3-7 digits of one speaker, half with gaps of 0.1 s, half overlapping by 0.05 s; official takes, and each speaker left out'
@@ -314,16 +320,15 @@ def _digits_wer(tr, files):
 def bench_digits_ctc(
     seeds:tuple=(0,1,2), # Trainings on the official takes; the first is used for the speakers
     path:Path|None=None, # Folder of the result; None: `results_path()`
-    files:list|None=None, # Recordings; None: FSDD
 )->dict: # What was written: `runs` on the official takes, `speakers` for each speaker left out
     "Connected digits: strings of FSDD, official takes and leave one speaker out"
     from fastaudio_lite.datasets import digit_speaker, get_data, is_digit_test
-    files = files or sorted((get_data('fsdd')/'recordings').glob('*.wav'))
-    def _run(test, s):
-        tr = digits_model([o for o in files if not test(o)], s)
+    files = sorted((get_data('fsdd')/'recordings').glob('*.wav'))
+    def _run(name, test, s):
+        tr = digits_model(f'digits-{name}-{s}', [o for o in files if not test(o)], s)
         return _digits_wer(tr, [o for o in files if test(o)])
-    t0,runs = perf_counter(),[_run(is_digit_test, s) for s in seeds]
-    speakers = {k:_run(lambda o: digit_speaker(o)==k, seeds[0]) for k in sorted(set(map(digit_speaker, files)))}
+    t0,runs = perf_counter(),[_run('official', is_digit_test, s) for s in seeds]
+    speakers = {k:_run(k, lambda o: digit_speaker(o)==k, seeds[0]) for k in sorted(set(map(digit_speaker, files)))}
     def _all(rs): return _mean_sd([(o['gaps']+o['overlaps'])/2 for o in rs])
     (value,sd),(loso,loso_sd) = _all(runs),_all(speakers.values())
     return write_result('digits-ctc', 'wer', value, perf_counter()-t0, _strings, sd, list(seeds), path, runs=runs,

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['len_mask', 'MaskedBatchNorm', 'ConvBlock', 'AudioCNN', 'arch_name', 'create_model', 'Prediction', 'Classifier',
-           'audio_learner', 'hear_confused']
+           'audio_learner', 'checkpoint', 'hear_confused']
 
 # %% ../nbs/05_classifier.ipynb #bebeb101
-import copy, warnings
+import copy, random, warnings
 from collections import Counter
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.all import ifnone, patch
@@ -287,6 +288,58 @@ def _from_folder(path):
     from fastaudio_lite.export import from_pretrained
     c = from_pretrained(path, kind='classifier')
     return {k:getattr(c, k) for k in 'front_end model vocab arch n_in multi dur'.split()}
+
+# %% ../nbs/05_classifier.ipynb #8d1f6a02
+def _read_checkpoint(fn, about, device):
+    "What `fn` holds; an error where it is damaged, or of a run with other settings"
+    try: d = torch.load(fn, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as e:
+        raise ValueError(f"got the damaged checkpoint {fn}, expected what an earlier call wrote: remove it to start afresh") from e
+    odd = [k for k,v in about.items() if d['about'].get(k)!=v]
+    if odd: raise ValueError(f"got the checkpoint {fn} of a run with another {', '.join(odd)}, expected the same: remove it to start afresh")
+    return d
+
+def _throw(dls, seed):
+    "Begin all random numbers anew"
+    from fastai.basics import set_seed
+    set_seed(seed)
+    for dl in dls.loaders: dl.rng = random.Random(seed)
+
+def _memory(learn): return {o.name:o for o in learn.cbs if hasattr(type(o), 'state_dict')}
+
+# %% ../nbs/05_classifier.ipynb #3a9be7c4
+def checkpoint(
+    fn:str|Path, # File that is written after each epoch; its folder is made
+    about:dict|None=None, # Settings that a training must share to go on from `fn`: numbers, text, lists
+): # A callback; its `load(learn)` gives the epoch to begin with, 0 without a file, or raises `ValueError`
+    "A training that is stopped at any moment goes on from its last whole epoch, with the result that it would have had"
+    from fastai.callback.core import Callback
+    fn,about = Path(fn),about or {}
+    class Checkpoint(Callback):
+        order,first,cbs = 70,0,{}
+        def load(self, learn):
+            fn.parent.mkdir(parents=True, exist_ok=True)
+            self.seed = torch.initial_seed() % 2**31
+            if not fn.exists(): return 0
+            d = _read_checkpoint(fn, about, learn.dls.device)
+            learn.model.load_state_dict(d['model'])
+            learn.create_opt()
+            learn.opt.load_state_dict(dict(state=d['opt'], hypers=learn.opt.hypers))
+            self.seed,self.first,self.cbs = d['seed'],d['epoch'],d['cbs']
+            return self.first
+
+        def before_fit(self):
+            for k,v in self.cbs.items(): _memory(self.learn)[k].load_state_dict(v)
+
+        def before_epoch(self): _throw(self.dls, 1000*self.seed+self.epoch)
+
+        def after_epoch(self):
+            if self.epoch<self.first: return # an epoch of an earlier call, passed over
+            tmp,mem = fn.with_suffix('.tmp'),{k:o.state_dict() for k,o in _memory(self.learn).items()}
+            now = dict(model=self.model.state_dict(), opt=list(self.opt.state_dict()['state']), cbs=mem)
+            torch.save(dict(about=about, seed=self.seed, epoch=self.epoch+1, **now), tmp)
+            tmp.replace(fn)
+    return Checkpoint()
 
 # %% ../nbs/05_classifier.ipynb #bec51285
 def hear_confused(

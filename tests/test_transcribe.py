@@ -268,13 +268,15 @@ def table(tmp_path):
 
 tiny = dict(bs=2, sr=sr, tokens=0, n_hidden=8, n_layers=1, augment=False)
 
-def _halt(epoch):
+def _halt(epoch, event='after_epoch'):
     from fastai.callback.core import Callback
-    class HaltAfter(Callback):
+    class Halt(Callback):
         order = 90
-        def after_epoch(self):
+        def _stop(self):
             if self.epoch==epoch: raise KeyboardInterrupt
-    return HaltAfter()
+    halt = Halt()
+    setattr(halt, event, halt._stop)
+    return halt
 
 def _quiet(): # no progress bar
     from fastai.callback.core import Callback
@@ -290,16 +292,18 @@ def _train(table, folder, epochs=3, seed=0, cbs=(), **kwargs):
     return train_asr(read_speech(table), folder, epochs=epochs, cbs=[_quiet(), *cbs], **{**tiny, **kwargs})
 
 def test_restart(table, tmp_path):
-    "Stopped after an epoch, gone on with: the schedule, the optimiser and the average are those of one run"
-    torch.use_deterministic_algorithms(False)
-    with pytest.raises(KeyboardInterrupt): _train(table, tmp_path, cbs=[_halt(1)])
+    "Stopped after an epoch, or within one: the schedule, the optimiser, the average, the words in new orders and the dice are those of one run"
+    whole = _train(table, tmp_path/'whole', epochs=4, augment=True)
+    with pytest.raises(KeyboardInterrupt): _train(table, tmp_path, epochs=4, augment=True, cbs=[_halt(1)])
     d = torch.load(tmp_path/'checkpoint.pt', weights_only=True)
-    learn = _train(table, tmp_path, seed=9)
-    assert d['epoch']==2 and len(learn.recorder.values[-1])>=4
+    assert d['epoch']==2 and d['cbs']['fill']['spans'] is not None
+    with pytest.raises(KeyboardInterrupt): _train(table, tmp_path, epochs=4, augment=True, seed=7, cbs=[_halt(2, 'after_batch')])
+    learn = _train(table, tmp_path, epochs=4, augment=True, seed=9)
+    assert len(learn.recorder.values[-1])>=4
     d = torch.load(tmp_path/'checkpoint.pt', weights_only=True)
-    assert d['epoch']==3 and d['avg']['n']==6
-    again = _train(table, tmp_path, seed=5) # all of it is done: nothing to add
-    for a,b in zip(learn.model.state_dict().values(), again.model.state_dict().values()): torch.testing.assert_close(a, b)
+    assert d['epoch']==4 and d['cbs']['average_weights']['n']==8
+    again = _train(table, tmp_path, epochs=4, augment=True, seed=5) # all of it is done: nothing to add
+    for a,b,c in zip(*(o.model.state_dict().values() for o in (whole, learn, again))): assert torch.equal(a, b) and torch.equal(b, c)
 
 @pytest.mark.parametrize('change', (dict(epochs=4), dict(bs=3), dict(lr=.1), dict(n_hidden=10), dict(tokens=12)))
 def test_other_checkpoint(table, tmp_path, change):
