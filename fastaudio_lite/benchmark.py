@@ -296,7 +296,7 @@ def digits_model(
     from fastaudio_lite.augment import SpeedPitch, speech_tfms
     def _make():
         tr = an4_model(seed)
-        items = [o for i,gap in enumerate((0.1,0.3,-0.05)) for o in digit_strings(files, n//3, (1,5), gap, seed=100+10*seed+i)]
+        items = [o for i,gap in enumerate((0.1,-0.05,0.3,-0.05)) for o in digit_strings(files, n//4, (1,7), gap, seed=100+10*seed+i)]
         items = [(load_audio(wav, tr.sr), text) for wav,text in items]
         tfms = [SpeedPitch((0.8,1.25), p=0.5), *speech_tfms((0.8,1.3), 0.2)]
         dls = SpeechDataLoaders.from_items(items, items[:16], tr.tokens, front_end=tr.front_end, sr=tr.sr, bs=8, batch_tfms=tfms)

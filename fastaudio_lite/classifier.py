@@ -305,7 +305,10 @@ def _throw(dls, seed):
     set_seed(seed)
     for dl in dls.loaders: dl.rng = random.Random(seed)
 
-def _memory(learn): return {o.name:o for o in learn.cbs if hasattr(type(o), 'state_dict')}
+def _memory(learn):
+    "What remembers something between epochs: callbacks with a `state_dict`, and the front end's statistics"
+    fes = {f'front end {i}':o.front_end for i,o in enumerate(learn.dls.after_batch.fs) if hasattr(o, 'front_end')}
+    return {o.name:o for o in learn.cbs if hasattr(type(o), 'state_dict')} | fes
 
 # %% ../nbs/05_classifier.ipynb #3a9be7c4
 def checkpoint(
@@ -316,7 +319,7 @@ def checkpoint(
     from fastai.callback.core import Callback
     fn,about = Path(fn),about or {}
     class Checkpoint(Callback):
-        order,first,cbs = 70,0,{}
+        order,first,mem = 70,0,{}
         def load(self, learn):
             fn.parent.mkdir(parents=True, exist_ok=True)
             self.seed = torch.initial_seed() % 2**31
@@ -325,18 +328,18 @@ def checkpoint(
             learn.model.load_state_dict(d['model'])
             learn.create_opt()
             learn.opt.load_state_dict(dict(state=d['opt'], hypers=learn.opt.hypers))
-            self.seed,self.first,self.cbs = d['seed'],d['epoch'],d['cbs']
+            self.seed,self.first,self.mem = d['seed'],d['epoch'],d['mem']
             return self.first
 
         def before_fit(self):
-            for k,v in self.cbs.items(): _memory(self.learn)[k].load_state_dict(v)
+            for k,v in self.mem.items(): _memory(self.learn)[k].load_state_dict(v)
 
         def before_epoch(self): _throw(self.dls, 1000*self.seed+self.epoch)
 
         def after_epoch(self):
             if self.epoch<self.first: return # an epoch of an earlier call, passed over
             tmp,mem = fn.with_suffix('.tmp'),{k:o.state_dict() for k,o in _memory(self.learn).items()}
-            now = dict(model=self.model.state_dict(), opt=list(self.opt.state_dict()['state']), cbs=mem)
+            now = dict(model=self.model.state_dict(), opt=list(self.opt.state_dict()['state']), mem=mem)
             torch.save(dict(about=about, seed=self.seed, epoch=self.epoch+1, **now), tmp)
             tmp.replace(fn)
     return Checkpoint()

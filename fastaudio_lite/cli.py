@@ -87,9 +87,8 @@ def _progress(line):
     return Progress()
 
 def _epoch_line(log):
-    "Print what the recorder says of an epoch"
-    epoch,loss,_,acc,time = log
-    print(f'epoch {epoch+1:>2}  loss {loss:.3f}  held-out accuracy {acc:6.1%}  {time}', flush=True)
+    "Print what the recorder says of an epoch, unless it was passed over"
+    if len(log)>4: print(f'epoch {log[0]+1:>2}  loss {log[1]:.3f}  held-out accuracy {log[3]:6.1%}  {log[4]}', flush=True)
 
 # %% ../nbs/34_cli.ipynb #1221854f
 def _stopped(e=''):
@@ -447,6 +446,49 @@ def _confusions(learn, k=3):
     wrong = Counter(o for o in pairs if o[0]!=o[1])
     return [f'  {vocab[t]} was taken for {vocab[p]}: {n}' for (t,p),n in wrong.most_common(k)],1-wrong.total()/len(pairs)
 
+# %% ../nbs/34_cli.ipynb #654d3098
+def _same_run(fn, run):
+    "An error unless a training was begun with the settings `run`, by what it wrote to `fn`"
+    import json
+    begun = f'with which {fn.parent} was begun: bring them back, or remove that folder to start afresh'
+    try: old = json.loads(fn.read_text())
+    except ValueError as e: raise ValueError(f"got {fn}, which is damaged, expected the settings {begun}") from e
+    diff = [k for k in run if k!='recordings' and old.get(k)!=run[k]]
+    got,want = (', '.join(f"{k} {'default' if o.get(k) is None else o[k]}" for k in diff) for o in (run,old))
+    _need(not diff, f"got {got}, expected {want}, {begun}")
+    _need(old.get('recordings')==run.get('recordings'), f"got other recordings, labels or texts, expected those {begun}")
+
+def _training_folder(out, run):
+    "The folder of a training towards `out`, with the settings `run`; an error if it was begun with others"
+    import json
+    folder = out.parent/f'.{out.name}-training'
+    fn = folder/'settings.json'
+    if fn.exists() and (folder/'checkpoint.pt').exists():
+        _same_run(fn, run)
+        print(f'going on from {_short(folder)}', flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    tmp = fn.with_suffix('.tmp')
+    tmp.write_text(json.dumps(run))
+    tmp.replace(fn)
+    return folder
+
+def _sum_of(text):
+    "A number that stands for `text`"
+    from hashlib import sha1
+    return sha1(text.encode()).hexdigest()[:12]
+
+# %% ../nbs/34_cli.ipynb #f25854b3
+@contextmanager
+def _resumable(folder):
+    "Remove the `folder` of a training after success, or where it has no checkpoint; say after Ctrl-C if it can go on"
+    from shutil import rmtree
+    try: yield
+    except BaseException as e: # Ctrl-C is none of the Exceptions
+        if not (folder/'checkpoint.pt').exists(): rmtree(folder)
+        elif isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt('the same command goes on where it stopped') from e
+        raise
+    rmtree(folder)
+
 # %% ../nbs/34_cli.ipynb #1a6c561a
 def train(
     source:Path, # Folder with a folder of sounds for each class (or with train and valid that have these), or a csv file: file,label[,valid]
@@ -471,20 +513,32 @@ def train(
     out = _model_path(out or Path('models')/Path(source).absolute().stem)
     from fastai.basics import set_seed
     from fastaudio_lite.augment import aug_tfms
-    from fastaudio_lite.export import save_pretrained
     from fastaudio_lite.spectrogram import FrontEnd
     clips,sr,dur = _read_clips(files, sr, dur)
     n,epochs = len(splits[0]),epochs or _epochs(len(splits[0]), bs)
+    run = dict(epochs=epochs, sr=sr, dur=dur, arch=arch, seed=seed, bs=bs, lr=lr, augment=augment)
+    folder = _training_folder(out, dict(run, recordings=_sum_of(str((files, labels, splits)))))
     print(f'{n} clips of {len(set(labels))} classes, up to {dur:.2f} s at {sr} Hz; held out: {len(splits[1])}, {split}', flush=True)
     set_seed(seed, reproducible=True)
     base = _centroid_accuracy(clips, labels, splits, sr)
     fe,tfms = FrontEnd(sr, n_mels=64 if sr>=8000 else 32),aug_tfms() if augment else None
     learn = _learner(clips, labels, splits, fe, tfms, dur, bs, arch, workers)
-    learn.fit_one_cycle(epochs, lr)
-    wrong,acc = _confusions(learn)
-    print('\n'.join([f'Right on {acc:.1%} of {len(splits[1])} held-out clips; the baseline, nearest mean of MFCCs: {base:.1%}', *wrong]))
-    counts = dict(n=len(splits[1]), trained_on=n, epochs=epochs, seeds=1)
-    figures = dict(accuracy=acc, baseline_accuracy=base, split=split, **counts)
+    with _resumable(folder):
+        _fit(learn, folder, epochs, lr)
+        _save(learn, out, base, split=split, trained_on=n, epochs=epochs, seeds=1)
+
+def _fit(learn, folder, epochs, lr):
+    "Train, or go on with what `folder` holds"
+    from fastaudio_lite.classifier import checkpoint
+    ck = checkpoint(folder/'checkpoint.pt')
+    learn.fit_one_cycle(epochs, lr, start_epoch=ck.load(learn), cbs=ck)
+
+def _save(learn, out, base, split, **counts):
+    "Measure a trained classifier beside the baseline `base`, and save it"
+    from fastaudio_lite.export import save_pretrained
+    (wrong,acc),n = _confusions(learn),len(learn.dls.valid_ds)
+    print('\n'.join([f'Right on {acc:.1%} of {n} held-out clips; the baseline, nearest mean of MFCCs: {base:.1%}', *wrong]))
+    figures = dict(accuracy=acc, baseline_accuracy=base, split=split, n=n, **counts)
     print(f'Written: {_short(save_pretrained(learn, out, figures))}\nAsk it: fastaudio-lite predict FILE --model {out}')
 
 # %% ../nbs/34_cli.ipynb #46ea445c
@@ -608,37 +662,6 @@ def _describe(df, split):
     size = f'{dur/3600:.2f} hours' if dur>3600 else f'{dur/60:.1f} minutes'
     return f"{len(part)} clips, {size}, {_people(part, () if split=='train' else train.speaker)}"
 
-# %% ../nbs/34_cli.ipynb #654d3098
-def _same_run(fn, run):
-    "An error unless a training was begun with the settings `run`, by what it wrote to `fn`"
-    import json
-    begun = f'with which {fn.parent} was begun: bring them back, or remove that folder to start afresh'
-    try: old = json.loads(fn.read_text())
-    except ValueError as e: raise ValueError(f"got {fn}, which is damaged, expected the settings {begun}") from e
-    diff = [k for k in run if k!='recordings' and old.get(k)!=run[k]]
-    got,want = (', '.join(f"{k} {'default' if o.get(k) is None else o[k]}" for k in diff) for o in (run,old))
-    _need(not diff, f"got {got}, expected {want}, {begun}")
-    _need(old.get('recordings')==run.get('recordings'), f"got other recordings or texts, expected those {begun}")
-
-def _training_folder(out, run):
-    "The folder of a training towards `out`, with the settings `run`; an error if it was begun with others"
-    import json
-    folder = out.parent/f'.{out.name}-training'
-    fn = folder/'settings.json'
-    if fn.exists() and (folder/'checkpoint.pt').exists():
-        _same_run(fn, run)
-        print(f'going on from {_short(folder)}', flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    tmp = fn.with_suffix('.tmp')
-    tmp.write_text(json.dumps(run))
-    tmp.replace(fn)
-    return folder
-
-def _table_sum(df):
-    "A number that stands for the table `df`"
-    from hashlib import sha1
-    return sha1(df.to_csv(index=False).encode()).hexdigest()[:12]
-
 # %% ../nbs/34_cli.ipynb #477eaa05
 def _asr_line(log):
     "Print what the recorder says of an epoch, unless it was passed over"
@@ -655,18 +678,6 @@ def _fit_asr(df, folder, seed, **kwargs):
     from fastaudio_lite.asr import transcribe as asr
     set_seed(seed, reproducible=True)
     return asr.Transcriber(asr.train_asr(df, folder=folder, cbs=_progress(_asr_line), **kwargs))
-
-# %% ../nbs/34_cli.ipynb #f25854b3
-@contextmanager
-def _resumable(folder):
-    "Remove the `folder` of a training after success, or where it has no checkpoint; say after Ctrl-C if it can go on"
-    from shutil import rmtree
-    try: yield
-    except BaseException as e: # Ctrl-C is none of the Exceptions
-        if not (folder/'checkpoint.pt').exists(): rmtree(folder)
-        elif isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt('the same command goes on where it stopped') from e
-        raise
-    rmtree(folder)
 
 # %% ../nbs/34_cli.ipynb #8dc0b861
 def _hear(tr, fn):
@@ -730,7 +741,7 @@ def train_asr(
         if (df.split==k).any(): print(f'{k:6}{_describe(df, k)}', flush=True)
     n = int((df.split=='train').sum())
     opts |= dict(epochs=epochs or _asr_epochs(n, bs), augment=augment)
-    folder = _training_folder(out, dict(opts, valid=valid, seed=seed, recordings=_table_sum(df)))
+    folder = _training_folder(out, dict(opts, valid=valid, seed=seed, recordings=_sum_of(df.to_csv(index=False))))
     names,opts = dict(hidden='n_hidden', layers='n_layers'),dict(opts, tokens=alphabet, sounds=sounds)
     with _resumable(folder):
         tr = _fit_asr(df, folder, seed, **{names.get(k, k):v for k,v in opts.items() if v is not None})

@@ -158,6 +158,17 @@ def test_train_twice(cli):
     assert a==b!=c
     assert runs[0].splitlines()[-3].partition('held-out')[0]==runs[1].splitlines()[-3].partition('held-out')[0]
 
+def test_train_resumes(capsys):
+    "Killed, the same command goes on to the very model that it would have made"
+    words(Path('words'), 8)
+    args,ck = ['train', 'words', '--epochs', '60', '--dur', '.3'],Path('m/.a-training/checkpoint.pt')
+    _killed([*args, '--out', 'm/a'], ck)
+    assert main([*args, '--out', 'm/a', '--lr', '.1'])==2 and 'got lr 0.1, expected lr 0.005, with which' in capsys.readouterr().err
+    assert main([*args, '--out', 'm/a'])==0 and 'going on from m/.a-training' in capsys.readouterr().out
+    assert main([*args, '--out', 'm/b'])==0 and sorted(os.listdir('m'))==['a','b']
+    a,b = (Path(f'm/{o}/model.safetensors').read_bytes() for o in 'ab')
+    assert a==b
+
 def test_train_csv(cli):
     words(Path('words'), 6)
     files = sorted(Path('words').glob('*/*.wav'))
@@ -304,7 +315,7 @@ def test_training_folder():
     folder = cli_mod._training_folder(Path('m'), run)
     (folder/'checkpoint.pt').touch()
     with expect_fail(ValueError, 'got lr 0.2, expected lr 0.1, with which .m-training was begun'): cli_mod._training_folder(Path('m'), dict(run, lr=.2))
-    with expect_fail(ValueError, 'got other recordings or texts, expected those'): cli_mod._training_folder(Path('m'), dict(run, recordings='9b'))
+    with expect_fail(ValueError, 'got other recordings, labels or texts, expected those'): cli_mod._training_folder(Path('m'), dict(run, recordings='9b'))
     (folder/'settings.json').write_text('{"lr"')
     with expect_fail(ValueError, 'settings.json, which is damaged'): cli_mod._training_folder(Path('m'), run)
 

@@ -296,12 +296,12 @@ def test_restart(table, tmp_path):
     whole = _train(table, tmp_path/'whole', epochs=4, augment=True)
     with pytest.raises(KeyboardInterrupt): _train(table, tmp_path, epochs=4, augment=True, cbs=[_halt(1)])
     d = torch.load(tmp_path/'checkpoint.pt', weights_only=True)
-    assert d['epoch']==2 and d['cbs']['fill']['spans'] is not None
+    assert d['epoch']==2 and d['mem']['fill']['spans'] is not None
     with pytest.raises(KeyboardInterrupt): _train(table, tmp_path, epochs=4, augment=True, seed=7, cbs=[_halt(2, 'after_batch')])
     learn = _train(table, tmp_path, epochs=4, augment=True, seed=9)
     assert len(learn.recorder.values[-1])>=4
     d = torch.load(tmp_path/'checkpoint.pt', weights_only=True)
-    assert d['epoch']==4 and d['cbs']['average_weights']['n']==8
+    assert d['epoch']==4 and d['mem']['average_weights']['n']==8
     again = _train(table, tmp_path, epochs=4, augment=True, seed=5) # all of it is done: nothing to add
     for a,b,c in zip(*(o.model.state_dict().values() for o in (whole, learn, again))): assert torch.equal(a, b) and torch.equal(b, c)
 
