@@ -419,8 +419,9 @@ def add_noise_(
 )->torch.Tensor: # `x`
     "Add noise to random items"
     one = len(x),*[1]*(x.ndim-1)
-    level = torch.empty(one, device=x.device).uniform_(min_level, max_level)*random_mask(one, p, x.device)
-    return x.add_(level*x.flatten(1).std(1).view(one)*colored_noise(x.shape, color, device=x.device))
+    level = torch.rand(one, device=x.device)*(max_level-min_level) + min_level
+    level = level*random_mask(one, p, x.device)*x.flatten(1).std(1).view(one)
+    return x.add_(level*colored_noise(x.shape, color, device=x.device))
 
 # %% ../../nbs/07_migrate.ipynb #213f91d6
 class _Old:
@@ -528,6 +529,13 @@ def _check_direction(direction):
     if direction in (-1, 0, 1): return int(direction)
     raise ValueError(f"got direction={direction!r}, expected -1 (left), 1 (right) or 0 (both)")
 
+def _rand_shifts(n, k, direction):
+    "`n` random shifts of one to `k` places"
+    f = torch.rand(n)*2 - 1
+    s = direction or f.sign()
+    return (s*(1 + f.abs()*(k-1)).clamp(max=k)).int().tolist()
+
+# %% ../../nbs/07_migrate.ipynb #bf3734bb
 class SignalShifter(_AnyTfm):
     "Move each item in time"
     def __init__(self,
@@ -542,9 +550,7 @@ class SignalShifter(_AnyTfm):
 
     def aug(self, x, n, src):
         k = self.max_pct*x.shape[-1] if self.max_time is None else self.max_time*src.sr/(getattr(src, 'hop', None) or 1)
-        f = self.draw(x, (-1.,1.)).flatten()
-        if self.direction: f = f.abs()*self.direction
-        return torch.stack([_shift(o, int(s), self.roll) for o,s in zip(x, f*k)])
+        return torch.stack([_shift(o, s, self.roll) for o,s in zip(x, _rand_shifts(len(x), k, self.direction))])
 
 # %% ../../nbs/07_migrate.ipynb #8e0018af
 def _check_color(color):
@@ -652,7 +658,9 @@ class TfmResize(_SpecTfm):
         b = x.as_subclass(torch.Tensor).reshape(-1, *x.shape[-3:])
         align = False if self.interp_mode in ('bilinear','bicubic') else None
         b = F.interpolate(b, self.size, mode=self.interp_mode, align_corners=align)
-        return _like(b.view(*x.shape[:-2], *self.size), x)
+        res = _like(b.view(*x.shape[:-2], *self.size), x)
+        if x.hop: res.hop = x.hop*x.shape[-1]/res.shape[-1]
+        return res
 
 def _like(b, x):
     "`b`, of another shape, with type and settings of the spectrogram `x`"
@@ -716,9 +724,8 @@ class SGRoll(_SpecTfm):
         super().__init__()
         self.max_shift_pct,self.direction = max_shift_pct,_check_direction(direction)
     def aug(self, x, n, src):
-        f = self.draw(x, (-1.,1.)).flatten()*self.max_shift_pct*x.shape[-1]
-        if self.direction: f = f.abs()*self.direction
-        return torch.stack([_shift(o, int(s), True) for o,s in zip(x, f)])
+        shifts = _rand_shifts(len(x), self.max_shift_pct*x.shape[-1], self.direction)
+        return torch.stack([_shift(o, s, True) for o,s in zip(x, shifts)])
 
 # %% ../../nbs/07_migrate.ipynb #318a3ca0
 class Delta(_SpecTfm):
