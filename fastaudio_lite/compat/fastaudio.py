@@ -44,9 +44,10 @@ def _one_rate(xs, sr):
 
 def _cached(fn, folder):
     "The copy of the file `fn` in `folder` that has most of its path; `fn` itself where there is none"
+    if not folder or not isinstance(fn, (str,Path)): return fn
     fn = Path(fn)
     parts = fn.parts[bool(fn.anchor):]
-    copies = [Path(folder, *parts[i:]) for i in range(len(parts))] if folder else []
+    copies = [Path(folder, *parts[i:]) for i in range(len(parts))]
     return next((o for o in copies if o.is_file()), fn)
 
 # %% ../../nbs/07_migrate.ipynb #bb8fe8cd
@@ -61,13 +62,32 @@ class AudioTensor(Wav):
         return super().__torch_function__(func, types, args, kwargs)
 
     @classmethod
-    def create(cls, fn, cache_folder=None, **kwargs): return cls(Wav.create(_cached(fn, cache_folder), **kwargs))
-    def hear(self): display(super().hear(max_dur=self.duration))
-    def show(self, ctx=None, hear=True, **kwargs):
+    def create(cls,
+        fn, # Whatever `load_audio` takes; most often a path
+        cache_folder=None, # Folder of prepared copies
+        **kwargs # For `load_audio`
+    )->'AudioTensor': # `(C,T)`
+        "Read a sound, or its copy in `cache_folder`"
+        return cls(Wav.create(_cached(fn, cache_folder), **kwargs))
+
+    def hear(self):
+        "Play all of it"
+        display(super().hear(max_dur=self.duration))
+
+    def show(self,
+        ctx=None, # Axes to draw on; None: new ones
+        hear:bool=True, # Play it too, unless there is `ctx`?
+        **kwargs # For `show_audio_signal`
+    ): # The axes
+        "Draw it and play it"
         if hear and ctx is None: self.hear()
         return show_audio_signal(self, ctx, **kwargs)
 
-    def save(self, fn, overwrite=True):
+    def save(self,
+        fn:str|Path, # File to write; its suffix says the format
+        overwrite:bool=True # May there be one already? Else that is a `FileExistsError`
+    )->Path: # `fn`
+        "Write it to a file"
         if not overwrite and Path(fn).expanduser().exists(): raise FileExistsError(f"got {fn}, which exists, expected a new name, or overwrite=True")
         return save_audio(self, fn)
 
@@ -216,18 +236,23 @@ def mfcc(
     if norm is None: d = d*math.sqrt(2*d.shape[1])*torch.tensor([math.sqrt(2)]+[1]*(n_mfcc-1)).to(d)[:,None]
     return d @ m
 
-# %% ../../nbs/07_migrate.ipynb #c34d3bab
+# %% ../../nbs/07_migrate.ipynb #ccbae987
 def _axes(s):
     "What lesson 02's spectrogram knows of its axes, from the settings `s`"
-    f_max = s.get('f_max') or (s['sr']/2 if 'sr' in s else None)
+    sr = s.get('sr') or s.get('sample_rate')
+    f_max = s.get('f_max') or (sr and sr/2)
     kind = 'mfcc' if 'n_mfcc' in s else 'mel' if s.get('mel') else 'linear'
-    return dict(sr=s.get('sr'), hop=s.get('hop_length'), f_min=s.get('f_min', 0.), f_max=f_max, scale=kind,
+    return dict(sr=sr, hop=s.get('hop_length'), f_min=s.get('f_min', 0.), f_max=f_max, scale=kind,
         htk=s.get('mel_scale', 'htk')=='htk', unit='dB' if s.get('to_db') else '')
 
 class AudioSpectrogram(Spec):
     "Spectrogram `(C,F,T)` or `(B,C,F,T)` whose settings are attributes, under fastaudio's names"
     @classmethod
-    def create(cls, sg, settings=None):
+    def create(cls,
+        sg:torch.Tensor, # `(C,F,T)` or `(B,C,F,T)`
+        settings:dict=None # How it was made
+    )->'AudioSpectrogram': # `sg` with its settings
+        "Make one of a tensor"
         res,s = cls(sg.as_subclass(torch.Tensor)),dict(settings or {})
         axes = _axes(s)
         res.__dict__.update(axes, _settings={k:axes['f_max'] if k=='f_max' else v for k,v in s.items()})
@@ -238,7 +263,9 @@ class AudioSpectrogram(Spec):
         if name in s: return s[name]
         raise AttributeError(f"{type(self).__name__} has no attribute and no setting {name!r}")
 
-    def show(self, ctx=None, ax=None, title='', **kwargs): return show_spectrogram(self, title, ax, ctx, **kwargs)
+    def show(self, ctx=None, ax=None, title='', **kwargs):
+        "`show_spectrogram` of this one"
+        return show_spectrogram(self, title, ax, ctx, **kwargs)
 
     settings = property(lambda self: self.__dict__.get('_settings', {}), doc="How it was made, as a dict")
     duration = property(lambda self: self.hop*(self.shape[-1]-0.5)/self.sr, doc="Duration in s; the last frame counts half")
@@ -310,7 +337,10 @@ class AudioToSpec(Transform):
     ): self.pipe,self.settings = pipe,settings
 
     @classmethod
-    def from_cfg(cls, audio_cfg):
+    def from_cfg(cls,
+        audio_cfg # Dataclass or dict with `mel`, `to_db` and torchaudio's arguments
+    )->'AudioToSpec': # By `SpectrogramTransformer`
+        "Make one of a configuration"
         cfg = _cfg(audio_cfg)
         return SpectrogramTransformer(cfg.pop('mel', True), cfg.pop('to_db', True))(**cfg)
 
@@ -352,7 +382,12 @@ class AudioToMFCC(Transform):
         self.settings = {**mk, **self.args}
 
     @classmethod
-    def from_cfg(cls, audio_cfg): return cls(**_cfg(audio_cfg))
+    def from_cfg(cls,
+        audio_cfg # Dataclass or dict with arguments of `mfcc`
+    )->'AudioToMFCC': # With these arguments
+        "Make one of a configuration"
+        return cls(**_cfg(audio_cfg))
+
     def encodes(self, audio:Wav): return _spec_of(mfcc(audio, **self.args), audio, self.settings)
 
 # %% ../../nbs/07_migrate.ipynb #dec0c6b0
@@ -393,13 +428,15 @@ def mask_along_axis_(
     mean = (x*m).sum((2,3), keepdim=True)/(m.sum((2,3), keepdim=True)*x.shape[2]).clamp(min=1)
     return torch.where(m, mean, x).transpose(axis, -1)
 
-# %% ../../nbs/07_migrate.ipynb #fe31cffc
+# %% ../../nbs/07_migrate.ipynb #4d94aacb
 class NoiseColor:
     "Exponents of the fall of power with frequency"
     Violet,Blue,White,Pink,Brown = range(-2, 3)
 
     @staticmethod
-    def valid(value): return value in range(-2, 3)
+    def valid(value):
+        "Is `value` one of them?"
+        return value in range(-2, 3)
 
 def colored_noise(
     shape, # Shape, time last
@@ -797,7 +834,11 @@ class PreprocessAudio:
     def __init__(self,
         **kwargs # For `audio_item_tfms`
     ): self.tfms = Pipeline(audio_item_tfms(**kwargs))
-    def __call__(self, x): return self.tfms(AudioTensor.create(x))
+    def __call__(self,
+        x # A path
+    )->AudioTensor: # `(C,T)`
+        "The sound in the file `x`, prepared"
+        return self.tfms(AudioTensor.create(x))
 
 def preprocess_audio_folder(
     path:str|Path, # Folder of sound files
@@ -821,9 +862,7 @@ class _Open(OpenSound):
     def __init__(self, cache_folder=None):
         super().__init__(mono=False)
         self.cache_folder = cache_folder
-    def load(self, o):
-        if not isinstance(o, (str,Path)): return AudioTensor(super().load(o))
-        return AudioTensor.create(o, self.cache_folder)
+    def load(self, o): return AudioTensor.create(o, self.cache_folder)
 
 def _collate(samples):
     "`audio_collate`, its sounds under fastaudio's names"
@@ -841,4 +880,9 @@ class AudioBlock(TransformBlock):
         super().__init__(_Open(cache_folder), item_tfms, dl_type=AudioDL, dls_kwargs=dict(create_batch=_collate))
 
     @classmethod
-    def from_folder(cls, path, **kwargs): return cls(preprocess_audio_folder(path, **kwargs), **kwargs)
+    def from_folder(cls,
+        path:str|Path, # Folder of sound files
+        **kwargs # For `audio_item_tfms`
+    )->'AudioBlock': # Reads the copies
+        "Prepare all files below `path` with `preprocess_audio_folder`, once"
+        return cls(preprocess_audio_folder(path, **kwargs), **kwargs)
