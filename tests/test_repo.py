@@ -1,5 +1,6 @@
 "The repository itself: notebooks, modules and README in step, sizes, style figures, documentation, what an import costs"
 import ast, importlib, inspect, json, re, runpy, statistics, subprocess, sys
+from enum import Enum
 
 import pytest
 from chkstyle.core import ignored_line_len_token_spans, line_len_without_spans
@@ -93,6 +94,7 @@ def _public(fn):
 
 def _init(cls):
     "What documents the arguments of `cls`, if it takes any of its own"
+    if issubclass(cls, Enum): return None
     if hasattr(cls, '__dataclass_fields__'): return cls
     return next((vars(cls)[o] for o in ('__init__', '__new__') if inspect.isfunction(vars(cls).get(o))), None)
 

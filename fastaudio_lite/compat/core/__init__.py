@@ -1,0 +1,1 @@
+"fastaudio.core"
