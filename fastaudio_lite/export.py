@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
 import fastaudio_lite
-from .datasets import sha256
+from .datasets import settings, sha256
 
 # %% ../nbs/06_export.ipynb #556f49d0
 class PretrainedError(ValueError):
@@ -338,13 +338,54 @@ def save_pretrained(
     _write(path, raw, _about(obj, kind, c, figures, tensors, raw))
     return path
 
+# %% ../nbs/06_export.ipynb #a5df3e8f
+_hub_name = re.compile(r'(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?')
+
+def _hub_problem(e, name, lacks, offline):
+    "One sentence on why `name` did not come, from what `huggingface_hub` raised"
+    neither = f"got {name}, which is neither a folder here nor"
+    why = "the setting offline is on: FASTAUDIO_LITE_OFFLINE=no lets it be fetched" if offline else \
+        "the Hugging Face Hub does not answer: check the network (and HF_HUB_OFFLINE), or the name if you mean a folder"
+    rows = dict(GatedRepoError=f"got {name}, which its owner opens on request: accept its terms on its page, then call hf auth login",
+        RepositoryNotFoundError=f"{neither} a public repository of the Hugging Face Hub: check the name (for a private one call hf auth login)",
+        HFValidationError=f"{neither} a name that the Hugging Face Hub allows: check it",
+        RevisionNotFoundError=f"got {name}, a revision that is not there, expected a branch, tag or commit of the repository",
+        LocalEntryNotFoundError=f"{neither} among the models that were fetched before, and {why}",
+        EntryNotFoundError=f"got {name} without {lacks}, expected a repository that holds what `save_pretrained` wrote")
+    why = next((rows[o.__name__] for o in type(e).__mro__ if o.__name__ in rows), '')
+    return why or f"cannot fetch {name} ({type(e).__name__}: {str(e).partition(chr(10))[0]}): try again"
+
+def _hub_answers(hub, repo, rev):
+    "Does the Hub answer? Asked once, since `huggingface_hub` would ask for half a minute; what it raises for `repo` goes on"
+    try: return bool(hub.get_hf_file_metadata(hub.hf_hub_url(repo, _config, revision=rev)))
+    except Exception as e: # Of the package below, which changes with the version
+        if {o.__name__ for o in type(e).__mro__}.isdisjoint(('TransportError','ConnectionError','Timeout')): raise
+        return False
+
+def _from_hub(name, kind=None):
+    "The folder of the Hub's cache with the model `name`, fetched now if need be"
+    hub, = _packages('huggingface_hub', f'{name}, which is no folder here')
+    (repo,rev),offline,file = _hub_name.fullmatch(name).groups(),settings().offline,_config
+    try:
+        cached = offline or not _hub_answers(hub, repo, rev)
+        def _get(o, rev): return Path(hub.hf_hub_download(repo, o, revision=rev, local_files_only=cached))
+        fn = _get(file, rev)
+        _check_about(_read_config(fn), kind, fn)
+        for file in (_weights,_card): _get(file, fn.parent.name) # all of the commit that the config is of
+    except PretrainedError: raise
+    except Exception as e: # Likewise
+        if file!=_card: raise PretrainedError(_hub_problem(e, name, file, offline)) from e
+    return fn.parent
+
 # %% ../nbs/06_export.ipynb #17b14794
-def _existing(folder):
-    "`folder` as a path to a folder with a config and weights"
+def _existing(folder, kind=None):
+    "`folder`, or the copy of the model of that name on the Hub, as a path to a folder with a config and weights"
     path = Path(folder).expanduser()
+    if isinstance(folder, str) and not path.exists() and _hub_name.fullmatch(folder): path = _from_hub(folder, kind)
     if path.is_file(): raise PretrainedError(f"got the file {path}, expected the folder that holds it: pass {path.parent}")
     if not path.is_dir():
-        raise PretrainedError(f"got {path}, expected a folder that `save_pretrained` wrote: there is none, and nothing is downloaded")
+        raise PretrainedError(f"got {path}, expected a folder that `save_pretrained` wrote, or owner/name of one on the "
+            "Hugging Face Hub: there is no such folder")
     miss = next((o for o in (_config,_weights) if not (path/o).is_file()), None)
     if miss:
         raise PretrainedError(f"got the folder {path} without {miss}, expected one that `save_pretrained` wrote: copy "
@@ -391,11 +432,11 @@ def _check_sums(d, meta, path):
 
 # %% ../nbs/06_export.ipynb #33fce386
 def from_pretrained(
-    folder:str|Path, # What `save_pretrained` wrote
+    folder:str|Path, # What `save_pretrained` wrote, or its name on the Hugging Face Hub: `owner/name`, or `owner/name@revision`
     kind:str|None=None, # The kind it must be, one of `kinds`; None: any
 ): # The object as it was saved, on the CPU, ready for inference
     "Load a saved model, running no code of its folder's; `PretrainedError` where it is incomplete, changed, or not ours"
-    path = _existing(folder)
+    path = _existing(folder, kind)
     d = _read_config(path/_config)
     _check_about(d, kind, path/_config)
     kind,c,fn = d['kind'],d['config'],path/_weights

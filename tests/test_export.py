@@ -1,7 +1,9 @@
 "Saved models: round trips, fresh processes, damaged and hostile folders, writing all or nothing"
 import errno, hashlib, json, os, pickle, shutil, signal, subprocess, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import numpy as np, pytest, safetensors.torch, torch, torch.nn as nn
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -269,8 +271,8 @@ def test_other_kind_config(toy, tmp_path, cfg, text):
 
 # Folders that are no models
 def test_missing(saved, tmp_path):
-    refused(tmp_path/'nothing', 'there is none, and nothing is downloaded')
-    refused('somebody/model', 'nothing is downloaded')
+    refused(tmp_path/'nothing', 'there is no such folder')
+    refused('nothing', 'there is no such folder')
     refused(saved/'config.json', 'expected the folder that holds it')
     refused(tmp_path, 'without config.json')
 
@@ -693,3 +695,105 @@ def test_onnx_not_installed(monkeypatch, tmp_path):
     for o in ('onnx','onnxruntime','onnxscript'): monkeypatch.setitem(sys.modules, o, None)
     with pytest.raises(PretrainedError, match='pip install onnx onnxruntime onnxscript'): export.export_onnx(make(), tmp_path/'x.onnx')
     assert not list(tmp_path.iterdir())
+
+# The Hugging Face Hub
+class Hub(BaseHTTPRequestHandler):
+    "What of the Hub's protocol a download needs, for a few repositories"
+    def do_GET(self):
+        srv,(_,owner,name,do,rev,fn) = self.server,self.path.partition('?')[0].split('/', 5)
+        srv.asked.append((self.command, f'{owner}/{name}', rev, fn))
+        repo = srv.repos.get(f'{owner}/{name}', 'RepoNotFound')
+        if do!='resolve' or repo=='RepoNotFound': return self.refuse(401, 'RepoNotFound')
+        if repo=='GatedRepo': return self.refuse(403, repo)
+        if repo=='broken': return self.refuse(500, '')
+        if rev not in ('main', 'v1', commit): return self.refuse(404, 'RevisionNotFound')
+        if not (repo/fn).is_file(): return self.refuse(404, 'EntryNotFound')
+        self.answer(200, (repo/fn).read_bytes(), {'ETag':f'"{hashlib.sha256((repo/fn).read_bytes()).hexdigest()}"'})
+
+    do_HEAD = do_GET
+    def refuse(self, code, why): self.answer(code, b'', {'X-Error-Code':why} if why else {})
+    def log_message(self, *args): pass
+
+    def answer(self, code, raw, headers):
+        self.send_response(code)
+        for k,v in {'X-Repo-Commit':commit, 'Content-Length':len(raw), **headers}.items(): self.send_header(k, str(v))
+        self.end_headers()
+        if self.command=='GET': self.wfile.write(raw)
+
+commit = 'c0ffee'*6 + 'abcd'
+
+@pytest.fixture
+def hub(saved, tmp_path):
+    "A server on this machine: repositories, and a list of what was asked for"
+    srv = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+    big = shutil.copytree(saved, tmp_path/'repos'/'big')
+    for o in ('pytorch_model.bin', 'modeling.py', 'sub/config.json'):
+        (big/o).parent.mkdir(exist_ok=True)
+        (big/o).write_text('raise SystemExit')
+    srv.repos,srv.asked = {'me/digits':big, 'me/gated':'GatedRepo', 'me/broken':'broken'},[]
+    for k in ('other','empty','damaged','bare'): srv.repos[f'me/{k}'] = shutil.copytree(saved, tmp_path/'repos'/k)
+    _set(srv.repos['me/other'], format='wav2vec2')
+    (srv.repos['me/empty']/'config.json').unlink()
+    (srv.repos['me/damaged']/'model.safetensors').write_bytes(pickle.dumps([1]))
+    (srv.repos['me/bare']/'README.md').unlink()
+    Thread(target=srv.serve_forever, daemon=True).start()
+    yield srv
+    srv.shutdown()
+    srv.server_close()
+
+_load = """
+import json, os, sys
+from fastaudio_lite.audio import AudioTensor
+from fastaudio_lite.classifier import Classifier
+from fastaudio_lite.export import PretrainedError, from_pretrained
+import torch
+wav = AudioTensor(torch.linspace(-1, 1, 4000)[None], sr=8000)
+for name,kind,env in json.loads(sys.argv[1]):
+    os.environ.update(env)
+    try: print('label', (from_pretrained(name, kind) if kind else Classifier.from_pretrained(name)).predict(wav).label)
+    except PretrainedError as e: print(e)
+"""
+
+def fetch(hub, tmp_path, *asks, **env):
+    "What a fresh process prints that loads each of `asks`, with the server of `hub` as its Hub"
+    asks = [(o, None, {}) if isinstance(o, str) else o for o in asks]
+    url = f'http://127.0.0.1:{hub.server_port}' if hub else 'http://127.0.0.1:9'
+    env = {**os.environ, 'HF_ENDPOINT':url, 'HF_HOME':str(tmp_path/'hf'), 'HF_HUB_OFFLINE':'0', 'FASTAUDIO_LITE_OFFLINE':'no',
+        'NO_PROXY':'127.0.0.1', 'HF_HUB_DISABLE_TELEMETRY':'1', **env}
+    (tmp_path/'cwd').mkdir(exist_ok=True)
+    res = subprocess.run([sys.executable, '-c', _load, json.dumps(asks)], capture_output=True, text=True, cwd=tmp_path/'cwd', env=env)
+    assert res.returncode==0, res.stderr
+    return res.stdout.splitlines()
+
+def test_hub(hub, clf, tmp_path):
+    "By name, of a commit, from the cache without a network; three files and nothing else"
+    want = 'label ' + clf.predict(AudioTensor(torch.linspace(-1, 1, 4000)[None], sr=sr)).label
+    off = dict(FASTAUDIO_LITE_OFFLINE='yes')
+    got = fetch(hub, tmp_path, 'me/digits', 'me/digits@v1', f'me/digits@{commit}', 'me/bare', ['me/digits', 'classifier', off], ['me/gated', None, off])
+    assert got[:5]==[want]*5 and 'the setting offline is on' in got[5] and len(got)==6
+    assert {o[3] for o in hub.asked}==set(files)
+    n = len(hub.asked)
+    got = fetch(None, tmp_path, f'me/digits@{commit}', 'me/other', 'me/digits')
+    assert got[0]==got[2]==want and 'does not answer' in got[1] and len(hub.asked)==n
+
+def test_hub_refusals(hub, tmp_path):
+    "One sentence for each reason; of what is not ours no weights come, nor of another kind"
+    rows = {'me/nothing':'nor a public repository', 'nobody/digits':'nor a public repository', 'me/gated':'its owner opens on request',
+        'me/digits@v9':'a revision that is not there', 'me/other':'json of another kind', 'me/empty':'without config.json',
+        'me/damaged':'no safetensors file', 'a--b/c..d':'allows: check it', 'me/broken':'me/broken'}
+    got = fetch(hub, tmp_path, *rows, ['me/digits', 'recogniser', {}])
+    assert len(got)==len(rows)+1
+    for o,(k,text) in zip(got, rows.items()): assert text in o and len(o)<500, (k, o)
+    assert 'got a classifier' in got[-1]
+    assert {o[1] for o in hub.asked if o[3]=='model.safetensors'}=={'me/damaged'}
+
+def test_hub_folder_wins(hub, clf, saved, tmp_path):
+    "A folder of that name needs no Hub; a `Path` is never a name"
+    shutil.copytree(saved, tmp_path/'cwd'/'me'/'nothing')
+    assert fetch(hub, tmp_path, 'me/nothing')[0].startswith('label')
+    assert hub.asked==[]
+    refused(Path('me/digits'), 'there is no such folder')
+
+def test_hub_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    refused('me/digits', 'pip install huggingface_hub')
