@@ -736,6 +736,7 @@ def hub(saved, tmp_path):
     (srv.repos['me/empty']/'config.json').unlink()
     (srv.repos['me/damaged']/'model.safetensors').write_bytes(pickle.dumps([1]))
     (srv.repos['me/bare']/'README.md').unlink()
+    srv.repos['me/asr'] = save_pretrained(recogniser(), tmp_path/'repos'/'asr')
     Thread(target=srv.serve_forever, daemon=True).start()
     yield srv
     srv.shutdown()
@@ -754,14 +755,14 @@ for name,kind,env in json.loads(sys.argv[1]):
     except PretrainedError as e: print(e)
 """
 
-def fetch(hub, tmp_path, *asks, **env):
-    "What a fresh process prints that loads each of `asks`, with the server of `hub` as its Hub"
+def fetch(hub, tmp_path, *asks, code=_load, **env):
+    "What a fresh process prints that runs `code` for `asks`, with the server of `hub` as its Hub"
     asks = [(o, None, {}) if isinstance(o, str) else o for o in asks]
     url = f'http://127.0.0.1:{hub.server_port}' if hub else 'http://127.0.0.1:9'
     env = {**os.environ, 'HF_ENDPOINT':url, 'HF_HOME':str(tmp_path/'hf'), 'HF_HUB_OFFLINE':'0', 'FASTAUDIO_LITE_OFFLINE':'no',
         'NO_PROXY':'127.0.0.1', 'HF_HUB_DISABLE_TELEMETRY':'1', **env}
     (tmp_path/'cwd').mkdir(exist_ok=True)
-    res = subprocess.run([sys.executable, '-c', _load, json.dumps(asks)], capture_output=True, text=True, cwd=tmp_path/'cwd', env=env)
+    res = subprocess.run([sys.executable, '-c', code, json.dumps(asks)], capture_output=True, text=True, cwd=tmp_path/'cwd', env=env)
     assert res.returncode==0, res.stderr
     return res.stdout.splitlines()
 
@@ -776,23 +777,35 @@ def test_hub(hub, clf, tmp_path):
     got = fetch(None, tmp_path, f'me/digits@{commit}', 'me/other', 'me/digits')
     assert got[0]==got[2]==want and 'does not answer' in got[1] and len(hub.asked)==n
 
-def test_hub_refusals(hub, tmp_path):
-    "One sentence for each reason; of what is not ours no weights come, nor of another kind"
+def test_hub_refusals(hub, saved, tmp_path):
+    "One sentence for each reason; of what is not ours no weights come, nor of another kind. A folder of that name wins"
+    shutil.copytree(saved, tmp_path/'cwd'/'me'/'here')
     rows = {'me/nothing':'nor a public repository', 'nobody/digits':'nor a public repository', 'me/gated':'its owner opens on request',
         'me/digits@v9':'a revision that is not there', 'me/other':'json of another kind', 'me/empty':'without config.json',
         'me/damaged':'no safetensors file', 'a--b/c..d':'allows: check it', 'me/broken':'me/broken'}
-    got = fetch(hub, tmp_path, *rows, ['me/digits', 'recogniser', {}])
-    assert len(got)==len(rows)+1
+    got = fetch(hub, tmp_path, *rows, ['me/digits', 'recogniser', {}], 'me/here')
+    assert len(got)==len(rows)+2
     for o,(k,text) in zip(got, rows.items()): assert text in o and len(o)<500, (k, o)
-    assert 'got a classifier' in got[-1]
+    assert 'got a classifier' in got[-2] and got[-1].startswith('label') and not [o for o in hub.asked if o[1]=='me/here']
+    refused(Path('me/digits'), 'there is no such folder')
     assert {o[1] for o in hub.asked if o[3]=='model.safetensors'}=={'me/damaged'}
 
-def test_hub_folder_wins(hub, clf, saved, tmp_path):
-    "A folder of that name needs no Hub; a `Path` is never a name"
-    shutil.copytree(saved, tmp_path/'cwd'/'me'/'nothing')
-    assert fetch(hub, tmp_path, 'me/nothing')[0].startswith('label')
-    assert hub.asked==[]
-    refused(Path('me/digits'), 'there is no such folder')
+_commands = """
+import sys
+from fastaudio_lite.asr.transcribe import Transcriber
+from fastaudio_lite.cli import main
+print(Transcriber.from_pretrained('me/asr').sr)
+codes = [main([*o, 'x.wav', '--model', m]) for o,m in ((['predict'],'me/digits@v1'), (['transcribe'],'me/asr'), (['predict'],'me/gated'))]
+print(codes)
+"""
+
+def test_hub_commands(hub, clf, tmp_path):
+    "`predict` and `transcribe` take the name of a model too"
+    (tmp_path/'cwd').mkdir()
+    sound().save(tmp_path/'cwd'/'x.wav')
+    rate,said,wrote,codes = fetch(hub, tmp_path, code=_commands)
+    assert (rate,codes)==('8000','[0, 0, 2]') and said.split('\t')[1]==clf.predict(tmp_path/'cwd'/'x.wav').label
+    assert wrote.split('\t')==['x.wav', recogniser().transcribe(tmp_path/'cwd'/'x.wav').text]
 
 def test_hub_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
