@@ -555,6 +555,8 @@ class _RecogniserGraph(nn.Module):
     outputs = ['log_probs','steps']
     def __init__(self, tr):
         super().__init__()
+        from fastaudio_lite.asr.ctc import CTCModel
+        if type(tr.model) is not CTCModel: raise PretrainedError(f"got a recogniser with a {type(tr.model).__name__}, expected a CTCModel")
         self.front_end,self.model = _GraphFrontEnd(tr.front_end),tr.model
         self.lstms = nn.ModuleList(_GraphLSTM(o) for l in tr.model.layers for o in (l.fwd, l.bwd))
 
@@ -602,16 +604,16 @@ def _onnx_gap(obj, raw, channels):
     "Largest difference between the probabilities of `obj` and those of the ONNX file `raw`, over batches of noise"
     from fastaudio_lite.audio import AudioTensor
     run = _packages('onnxruntime', 'ONNX')[0].InferenceSession(raw, providers=['CPUExecutionProvider']).run
-    gap,rng = 0.,torch.Generator().manual_seed(0)
-    for B,dur in (1,.7),(3,2.1),(2,.05):
+    gaps,rng = [],torch.Generator().manual_seed(0)
+    for B,dur in (1,.7),(3,2.1),(2,.3):
         wav = torch.randn(B, channels, int(dur*obj.sr), generator=rng)*torch.logspace(-4, -1, int(dur*obj.sr))
         lens = torch.linspace(wav.shape[-1], wav.shape[-1]//2, B).long()
         with torch.no_grad(): want = obj(AudioTensor(wav, sr=obj.sr, lens=lens)).as_subclass(torch.Tensor)
         got = torch.from_numpy(run(None, dict(wav=wav.numpy(), lens=lens.numpy()))[0])
         if got.shape!=want.shape: return math.inf
         if hasattr(obj, 'tokens'): got,want = got.exp(),want.exp()
-        gap = max(gap, (got-want).abs().max().nan_to_num(math.inf).item())
-    return gap
+        gaps.append((got-want).abs().max().nan_to_num(math.inf).item())
+    return max(gaps)
 
 def _write_file(fn, raw):
     "Write `fn`, all of it or nothing"

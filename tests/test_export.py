@@ -678,6 +678,9 @@ def test_onnx_own_network(tmp_path):
     own.model = Whim()
     with pytest.raises(PretrainedError, match='got a Whim that cannot be written as ONNX') as e: export.export_onnx(own, tmp_path/'whim.onnx')
     assert len(str(e.value))<600 and os.listdir(tmp_path)==['own.onnx']
+    tr = recogniser()
+    tr.model = net
+    with pytest.raises(PretrainedError, match='expected a CTCModel'): export.export_onnx(tr, tmp_path/'tr.onnx')
 
 @pytest.mark.parametrize('fn', ['x', 'x.pt', 'x.onnx.gz', '.'])
 def test_onnx_name(fn, tmp_path):
@@ -700,10 +703,11 @@ def test_onnx_not_installed(monkeypatch, tmp_path):
 class Hub(BaseHTTPRequestHandler):
     "What of the Hub's protocol a download needs, for a few repositories"
     def do_GET(self):
-        srv,(_,owner,name,do,rev,fn) = self.server,self.path.partition('?')[0].split('/', 5)
+        if '/resolve/' not in self.path: return self.refuse(404, '')
+        srv,(_,owner,name,_,rev,fn) = self.server,self.path.partition('?')[0].split('/', 5)
         srv.asked.append((self.command, f'{owner}/{name}', rev, fn))
         repo = srv.repos.get(f'{owner}/{name}', 'RepoNotFound')
-        if do!='resolve' or repo=='RepoNotFound': return self.refuse(401, 'RepoNotFound')
+        if repo=='RepoNotFound': return self.refuse(401, 'RepoNotFound')
         if repo=='GatedRepo': return self.refuse(403, repo)
         if repo=='broken': return self.refuse(500, '')
         if rev not in ('main', 'v1', commit): return self.refuse(404, 'RevisionNotFound')
