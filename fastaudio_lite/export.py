@@ -528,8 +528,8 @@ class _GraphLSTM(nn.Module):
 
     def forward(self, x):
         x = x.transpose(0,1)                                                # (T,B,n)
-        shape = x.shape[0],1,x.shape[1],self.n
-        y = torch.onnx.ops.symbolic('LSTM', [x, self.w, self.r, self.b], dict(hidden_size=self.n), dtype=x.dtype, shape=shape, version=18)
+        out = dict(dtype=x.dtype, shape=(x.shape[0],1,x.shape[1],self.n))
+        y = torch.onnx.ops.symbolic('LSTM', [x, self.w, self.r, self.b], dict(hidden_size=self.n), version=18, **out)
         return y[:,0].transpose(0,1)                                        # (B,T,n)
 
 # %% ../nbs/06_export.ipynb #948e1f54
@@ -647,8 +647,9 @@ def export_onnx(
     if fn.suffix!='.onnx' or fn.is_dir(): raise PretrainedError(f"got the name {fn.name}, expected a file that ends in .onnx: {fn.stem}.onnx")
     onnx = _packages('onnx onnxruntime onnxscript', 'ONNX')[0]
     obj,kind = _onnx_of(obj)
+    graph = dict(classifier=_ClassifierGraph, recogniser=_RecogniserGraph)[kind](obj)
     facts = _onnx_facts(obj, kind)
-    proto = _trace(dict(classifier=_ClassifierGraph, recogniser=_RecogniserGraph)[kind](obj), obj.sr, facts['channels'])
+    proto = _trace(graph, obj.sr, facts['channels'])
     for o in proto.graph.node: o.ClearField('metadata_props'), o.ClearField('doc_string')
     proto.graph.ClearField('value_info')
     onnx.helper.set_model_props(proto, {k:_dumps(v, k) for k,v in facts.items()})
