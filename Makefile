@@ -84,5 +84,5 @@ install:
 	lock=; if [ "$(LOCK)" ] && $(py) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then lock="-c $(LOCK)"; fi; \
 	echo "Installing into .venv, once: about 4 minutes and 6 GB, most of it PyTorch"; \
 	rm -f .venv/.installed; : > .venv/.installing; \
-	$(py) -m pip install -e '.[lessons,timm,dev]' $$lock || { rm -f .venv/.installing; echo "The install did not finish; the lines above say why. Then call make again." >&2; exit 1; }; \
+	$(py) -m pip install -e '.[lessons,timm,onnx,hub,dev]' $$lock || { rm -f .venv/.installing; echo "The install did not finish; the lines above say why. Then call make again." >&2; exit 1; }; \
 	printf '%s' "$(want)" > .venv/.installing && mv .venv/.installing .venv/.installed

@@ -178,7 +178,7 @@ class Prediction:
 class Classifier(nn.Module):
     "Front end, network and names in one piece: any sound in, a `Prediction` out, the same each time"
     def __init__(self,
-        src, # A `Learner`, a folder that `save_pretrained` wrote, or the parts as a dict
+        src, # A `Learner`, what `from_pretrained` takes, or the parts as a dict
     ):
         super().__init__()
         parts = src if isinstance(src, dict) else _from_learner(src) if hasattr(src, 'dls') else _from_folder(src)
@@ -207,6 +207,13 @@ class Classifier(nn.Module):
         "An untrained classifier of the same make"
         model = create_model(cfg['arch'], len(cfg['vocab']), cfg['n_in'])
         return cls(dict(cfg, model=model, front_end=FrontEnd.from_config(cfg['front_end'])))
+
+    @classmethod
+    def from_pretrained(cls,
+        folder:str|Path, # What `save_pretrained` wrote, or its name on the Hugging Face Hub: `owner/name`
+    )->'Classifier': # Ready to predict
+        "A trained classifier; `PretrainedError` where the folder holds none"
+        return cls(folder)
 
     def forward(self,
         wav:AudioTensor, # Waveforms `(B,C,T)` at `sr`, with `lens` where padded

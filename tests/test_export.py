@@ -1,6 +1,9 @@
 "Saved models: round trips, fresh processes, damaged and hostile folders, writing all or nothing"
 import errno, hashlib, json, os, pickle, shutil, signal, subprocess, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import numpy as np, pytest, safetensors.torch, torch, torch.nn as nn
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -268,8 +271,8 @@ def test_other_kind_config(toy, tmp_path, cfg, text):
 
 # Folders that are no models
 def test_missing(saved, tmp_path):
-    refused(tmp_path/'nothing', 'there is none, and nothing is downloaded')
-    refused('somebody/model', 'nothing is downloaded')
+    refused(tmp_path/'nothing', 'there is no such folder')
+    refused('nothing', 'there is no such folder')
     refused(saved/'config.json', 'expected the folder that holds it')
     refused(tmp_path, 'without config.json')
 
@@ -529,3 +532,285 @@ def test_disk_full(copy, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)
     assert from_pretrained(copy).vocab==['zero','one','two'] and os.listdir(tmp_path)==['copy']
+
+# ONNX
+try: import onnx, onnxruntime
+except ImportError: onnx = None
+needs_onnx = pytest.mark.skipif(onnx is None or not find_spec('onnxscript'), reason='the extra onnx is not installed')
+
+@torch.no_grad()
+def lively(c):
+    "The classifier `c` with its last layer scaled so that no probability is near 0 or 1 for noise"
+    z = c.model(c.front_end(batch(8, c.n_in//(c.front_end.deltas+1), 4000, c.sr))).as_subclass(torch.Tensor)
+    head = [o for o in c.modules() if isinstance(o, nn.Linear)][-1]
+    k = 1/z.std(0).mean()
+    head.weight.mul_(k)
+    head.bias.sub_(z.mean(0)).mul_(k)
+    return c
+
+def batch(B, C, T, sr):
+    "Noise that grows, of falling lengths"
+    wav = torch.randn(B, C, T)*torch.logspace(-3, 0, T)
+    return AudioTensor(wav, sr=sr, lens=torch.tensor([max(T//(i+1), 1) for i in range(B)]))
+
+def recogniser(n=40, **kw):
+    "A small recogniser, not trained"
+    from fastaudio_lite.asr.ctc import CTCModel
+    from fastaudio_lite.asr.text import Tokens
+    from fastaudio_lite.asr.transcribe import Transcriber
+    torch.manual_seed(0)
+    tokens = Tokens.letters(['so ein text', 'é'])
+    model = CTCModel(len(tokens), n, (4,8), (2,2), 12, 2, n_sounds=5)
+    return Transcriber(dict(tokens=tokens, model=model, front_end=FrontEnd(sr, n_mels=n, norm='bin', **kw)))
+
+fe_kw = st.fixed_dictionaries(dict(kind=st.sampled_from(['mel','mfcc','linear']), scale=st.sampled_from(['db','log','pcen','none']),
+    norm=st.sampled_from(['data','clip','bin',None]), deltas=st.integers(0, 2), center=st.booleans(), power=st.sampled_from([1.,2.]),
+    win=st.integers(150, 256), n_fft=st.integers(256, 300), hop=st.integers(60, 300), top_db=st.sampled_from([None,60.])))
+
+@settings(max_examples=40, deadline=None)
+@given(fe_kw, st.integers(1, 3), st.integers(1, 2), st.integers(1, 4000))
+def test_graph_front_end(kw, B, C, T):
+    "The front end of the graph is that of the model, whatever its settings"
+    fe,wav = FrontEnd(sr, n_mels=24, **kw),batch(B, C, T, sr)
+    want = fe(wav)
+    got,n = export._GraphFrontEnd(fe)(wav.as_subclass(torch.Tensor), wav.lens)
+    k = want.shape[-1]
+    assert torch.equal(n, want.lens) and (got[...,k:]==0).all() and (fe.center is False or got.shape==want.shape)
+    tol = 2e-3*max(want.abs().max().item(), 1)
+    assert (got[...,:k]-want.as_subclass(torch.Tensor)).abs().max() < tol
+
+@pytest.fixture(scope='session')
+def exported(tmp_path_factory):
+    "A classifier of two channels and a recogniser, with their files"
+    path,fe = tmp_path_factory.mktemp('onnx'),front_end(kind='mfcc', deltas=2, n_mels=32, norm='clip')
+    made = dict(clf=lively(make(vocab=['só', '一', 'a|b'], n_in=6, multi=True, front_end=fe)), asr=recogniser())
+    return {k:(o, export.export_onnx(o, path/f'{k}.onnx')) for k,o in made.items()}
+
+@needs_onnx
+@pytest.mark.parametrize('name', ['clf', 'asr'])
+def test_onnx_answers(exported, name):
+    "Any batch, any length: the model's answers"
+    obj,fn = exported[name]
+    run,C = onnxruntime.InferenceSession(fn).run,2 if name=='clf' else 1
+    for B,T in (1,4000),(1,1),(4,300),(3,20_011),(7,801):
+        wav = batch(B, C, T, obj.sr)
+        with torch.no_grad(): want = obj(wav)
+        got,*steps = run(None, dict(wav=wav.numpy(), lens=wav.lens.numpy()))
+        assert np.abs(got-want.numpy()).max() < 1e-4
+        if steps: assert steps[0].tolist()==want.lens.tolist()
+        elif T>=4000: assert 0.01 < got.mean() < 0.99
+
+@needs_onnx
+def test_onnx_padding(exported):
+    "The answer for a clip is the same alone, in a batch, and with `lens` beyond the end"
+    run,wav = onnxruntime.InferenceSession(exported['clf'][1]).run,batch(3, 2, 5000, sr)
+    both, = run(None, dict(wav=wav.numpy(), lens=wav.lens.numpy()))
+    for w,n,p in zip(wav.numpy(), wav.lens.tolist(), both):
+        assert np.allclose(run(None, dict(wav=w[None,:,:n], lens=np.array([n])))[0], p, atol=1e-5)
+        assert np.allclose(run(None, dict(wav=w[None,:,:n], lens=np.array([n+10**9])))[0], p, atol=1e-5)
+
+@needs_onnx
+def test_onnx_facts(exported):
+    "All that a user needs is in the file, and nothing of the machine that wrote it"
+    for name,(obj,fn) in exported.items():
+        raw = fn.read_bytes()
+        onnx.checker.check_model(onnx.load_from_string(raw))
+        meta = onnxruntime.InferenceSession(raw).get_modelmeta().custom_metadata_map
+        d = {k:json.loads(v) for k,v in meta.items()}
+        assert (d['format'], d['format_version'], d['sr'], d['channels'])==('fastaudio_lite', 1, obj.sr, 2 if name=='clf' else 1)
+        assert d['vocab']==(obj.tokens.vocab if name=='asr' else obj.vocab)
+        if name=='asr': assert d['kind']=='recogniser' and d['step_dur']==obj.step
+        else: assert (d['kind'], d['multi'], d['win'], d['hop'])==('classifier', obj.multi, 4800, 2400)
+        for o in (Path(export.__file__).parents[1], Path(torch.__file__).parents[1], fn.parent): assert str(o).encode() not in raw
+        assert b'stack_trace' not in raw
+
+_apart = """
+import json, sys, numpy as np, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+about = {k:json.loads(v) for k,v in session.get_modelmeta().custom_metadata_map.items()}
+x = np.load(sys.argv[2])
+lp,steps = session.run(None, dict(wav=x[None], lens=np.array([x.shape[-1]])))
+best = lp[0,:steps[0]].argmax(-1)
+ids = [int(k) for i,k in enumerate(best) if k and (i==0 or k!=best[i-1])]
+heavy = [o for o in ('torch','fastaudio_lite','fastai','onnx') if o in sys.modules]
+print(json.dumps([' '.join(''.join(about['vocab'][k] for k in ids).split()), heavy]))
+"""
+
+@needs_onnx
+def test_onnx_fresh_process(exported, tmp_path):
+    "numpy and onnxruntime are enough to write down what the recogniser writes"
+    tr,fn = exported['asr']
+    wav = sound(8000)
+    np.save(tmp_path/'x.npy', wav.numpy())
+    res = subprocess.run([sys.executable, '-c', _apart, fn, tmp_path/'x.npy'], capture_output=True, text=True, cwd=tmp_path, encoding='utf-8')
+    assert res.returncode==0, res.stderr
+    assert json.loads(res.stdout)==[tr.transcribe(wav).text, []] and not res.stderr
+
+@needs_onnx
+def test_onnx_leaves_model(exported, monkeypatch, tmp_path):
+    "The model, the random generator and a file that is there are as before, also where the trial fails"
+    obj,fn = exported['clf']
+    raw,before,rng = fn.read_bytes(),{k:v.clone() for k,v in obj.state_dict().items()},torch.get_rng_state()
+    monkeypatch.setattr(export, '_trace', lambda *args: onnx.load_from_string(raw))
+    monkeypatch.setattr(export, '_onnx_gap', lambda *args: 0.5)
+    with pytest.raises(PretrainedError, match='differ from the model.*by 0.5.*nothing was written'): export.export_onnx(obj, fn)
+    assert fn.read_bytes()==raw and torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(v, before[k]) for k,v in obj.state_dict().items())
+    monkeypatch.setattr(export, '_onnx_gap', lambda *args: 0.)
+    def failing(self, data):
+        real(self, data[:100])
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    real = Path.write_bytes
+    monkeypatch.setattr(Path, 'write_bytes', failing)
+    with pytest.raises(PretrainedError, match='cannot write .*No space left'): export.export_onnx(obj, tmp_path/'new'/'x.onnx')
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob('*.onnx')) and not list(tmp_path.rglob('*.tmp')) and fn.read_bytes()==raw
+
+@needs_onnx
+def test_onnx_own_network(tmp_path):
+    "Code does not travel in a folder, but its sums travel in a graph, if they are always the same ones"
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    own = Classifier(dict(make().config(), arch=None, model=net, front_end=FrontEnd(sr=sr, n_mels=32)))
+    fn = export.export_onnx(lively(own), tmp_path/'own.onnx')
+    assert export._onnx_gap(own, fn.read_bytes(), 1) < 1e-5
+    class Whim(nn.Module):
+        def forward(self, x): return x.mean((2,3)).expand(-1, 3)*(2 if x.sum()>0 else 1)
+    own.model = Whim()
+    with pytest.raises(PretrainedError, match='got a Whim that cannot be written as ONNX') as e: export.export_onnx(own, tmp_path/'whim.onnx')
+    assert len(str(e.value))<600 and os.listdir(tmp_path)==['own.onnx']
+    tr = recogniser()
+    tr.model = net
+    with pytest.raises(PretrainedError, match='expected a CTCModel'): export.export_onnx(tr, tmp_path/'tr.onnx')
+
+@pytest.mark.parametrize('fn', ['x', 'x.pt', 'x.onnx.gz', '.'])
+def test_onnx_name(fn, tmp_path):
+    (tmp_path/'d.onnx').mkdir()
+    for o in (tmp_path/fn, tmp_path/'d.onnx'):
+        with pytest.raises(PretrainedError, match='expected a file that ends in .onnx'): export.export_onnx(make(), o)
+
+@needs_onnx
+@pytest.mark.parametrize('obj,text', [(nn.Linear(2, 2), 'expected a learner'), (Path('nothing'), 'expected a folder')])
+def test_onnx_no_model(obj, text, tmp_path):
+    with pytest.raises(PretrainedError, match=text): export.export_onnx(obj, tmp_path/'x.onnx')
+    assert not list(tmp_path.iterdir())
+
+def test_onnx_not_installed(monkeypatch, tmp_path):
+    for o in ('onnx','onnxruntime','onnxscript'): monkeypatch.setitem(sys.modules, o, None)
+    with pytest.raises(PretrainedError, match='pip install onnx onnxruntime onnxscript'): export.export_onnx(make(), tmp_path/'x.onnx')
+    assert not list(tmp_path.iterdir())
+
+# The Hugging Face Hub
+class Hub(BaseHTTPRequestHandler):
+    "What of the Hub's protocol a download needs, for a few repositories"
+    def do_GET(self):
+        if '/resolve/' not in self.path: return self.refuse(404, '')
+        srv,(_,owner,name,_,rev,fn) = self.server,self.path.partition('?')[0].split('/', 5)
+        srv.asked.append((self.command, f'{owner}/{name}', rev, fn))
+        repo = srv.repos.get(f'{owner}/{name}', 'RepoNotFound')
+        if repo=='RepoNotFound': return self.refuse(401, 'RepoNotFound')
+        if repo=='GatedRepo': return self.refuse(403, repo)
+        if repo=='broken': return self.refuse(500, '')
+        if rev not in ('main', 'v1', commit): return self.refuse(404, 'RevisionNotFound')
+        if not (repo/fn).is_file(): return self.refuse(404, 'EntryNotFound')
+        self.answer(200, (repo/fn).read_bytes(), {'ETag':f'"{hashlib.sha256((repo/fn).read_bytes()).hexdigest()}"'})
+
+    do_HEAD = do_GET
+    def refuse(self, code, why): self.answer(code, b'', {'X-Error-Code':why} if why else {})
+    def log_message(self, *args): pass
+
+    def answer(self, code, raw, headers):
+        self.send_response(code)
+        for k,v in {'X-Repo-Commit':commit, 'Content-Length':len(raw), **headers}.items(): self.send_header(k, str(v))
+        self.end_headers()
+        if self.command=='GET': self.wfile.write(raw)
+
+commit = 'c0ffee'*6 + 'abcd'
+
+@pytest.fixture
+def hub(saved, tmp_path):
+    "A server on this machine: repositories, and a list of what was asked for"
+    srv = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+    big = shutil.copytree(saved, tmp_path/'repos'/'big')
+    for o in ('pytorch_model.bin', 'modeling.py', 'sub/config.json'):
+        (big/o).parent.mkdir(exist_ok=True)
+        (big/o).write_text('raise SystemExit')
+    srv.repos,srv.asked = {'me/digits':big, 'me/gated':'GatedRepo', 'me/broken':'broken'},[]
+    for k in ('other','empty','damaged','bare'): srv.repos[f'me/{k}'] = shutil.copytree(saved, tmp_path/'repos'/k)
+    _set(srv.repos['me/other'], format='wav2vec2')
+    (srv.repos['me/empty']/'config.json').unlink()
+    (srv.repos['me/damaged']/'model.safetensors').write_bytes(pickle.dumps([1]))
+    (srv.repos['me/bare']/'README.md').unlink()
+    srv.repos['me/asr'] = save_pretrained(recogniser(), tmp_path/'repos'/'asr')
+    Thread(target=srv.serve_forever, daemon=True).start()
+    yield srv
+    srv.shutdown()
+    srv.server_close()
+
+_load = """
+import json, os, sys
+from fastaudio_lite.audio import AudioTensor
+from fastaudio_lite.classifier import Classifier
+from fastaudio_lite.export import PretrainedError, from_pretrained
+import torch
+wav = AudioTensor(torch.linspace(-1, 1, 4000)[None], sr=8000)
+for name,kind,env in json.loads(sys.argv[1]):
+    os.environ.update(env)
+    try: print('label', (from_pretrained(name, kind) if kind else Classifier.from_pretrained(name)).predict(wav).label)
+    except PretrainedError as e: print(e)
+"""
+
+def fetch(hub, tmp_path, *asks, code=_load, **env):
+    "What a fresh process prints that runs `code` for `asks`, with the server of `hub` as its Hub"
+    asks = [(o, None, {}) if isinstance(o, str) else o for o in asks]
+    url = f'http://127.0.0.1:{hub.server_port}' if hub else 'http://127.0.0.1:9'
+    env = {**os.environ, 'HF_ENDPOINT':url, 'HF_HOME':str(tmp_path/'hf'), 'HF_HUB_OFFLINE':'0', 'FASTAUDIO_LITE_OFFLINE':'no',
+        'NO_PROXY':'127.0.0.1', 'HF_HUB_DISABLE_TELEMETRY':'1', **env}
+    (tmp_path/'cwd').mkdir(exist_ok=True)
+    res = subprocess.run([sys.executable, '-c', code, json.dumps(asks)], capture_output=True, text=True, cwd=tmp_path/'cwd', env=env)
+    assert res.returncode==0, res.stderr
+    return res.stdout.splitlines()
+
+def test_hub(hub, clf, tmp_path):
+    "By name, of a commit, from the cache without a network; three files and nothing else"
+    want = 'label ' + clf.predict(AudioTensor(torch.linspace(-1, 1, 4000)[None], sr=sr)).label
+    off = dict(FASTAUDIO_LITE_OFFLINE='yes')
+    got = fetch(hub, tmp_path, 'me/digits', 'me/digits@v1', f'me/digits@{commit}', 'me/bare', ['me/digits', 'classifier', off], ['me/gated', None, off])
+    assert got[:5]==[want]*5 and 'the setting offline is on' in got[5] and len(got)==6
+    assert {o[3] for o in hub.asked}==set(files)
+    n = len(hub.asked)
+    got = fetch(None, tmp_path, f'me/digits@{commit}', 'me/other', 'me/digits')
+    assert got[0]==got[2]==want and 'does not answer' in got[1] and len(hub.asked)==n
+
+def test_hub_refusals(hub, saved, tmp_path):
+    "One sentence for each reason; of what is not ours no weights come, nor of another kind. A folder of that name wins"
+    shutil.copytree(saved, tmp_path/'cwd'/'me'/'here')
+    rows = {'me/nothing':'nor a public repository', 'nobody/digits':'nor a public repository', 'me/gated':'its owner opens on request',
+        'me/digits@v9':'a revision that is not there', 'me/other':'json of another kind', 'me/empty':'without config.json',
+        'me/damaged':'no safetensors file', 'a--b/c..d':'allows: check it', 'me/broken':'me/broken'}
+    got = fetch(hub, tmp_path, *rows, ['me/digits', 'recogniser', {}], 'me/here')
+    assert len(got)==len(rows)+2
+    for o,(k,text) in zip(got, rows.items()): assert text in o and len(o)<500, (k, o)
+    assert 'got a classifier' in got[-2] and got[-1].startswith('label') and not [o for o in hub.asked if o[1]=='me/here']
+    refused(Path('me/digits'), 'there is no such folder')
+    assert {o[1] for o in hub.asked if o[3]=='model.safetensors'}=={'me/damaged'}
+
+_commands = """
+import sys
+from fastaudio_lite.asr.transcribe import Transcriber
+from fastaudio_lite.cli import main
+print(Transcriber.from_pretrained('me/asr').sr)
+codes = [main([*o, 'x.wav', '--model', m]) for o,m in ((['predict'],'me/digits@v1'), (['transcribe'],'me/asr'), (['predict'],'me/gated'))]
+print(codes)
+"""
+
+def test_hub_commands(hub, clf, tmp_path):
+    "`predict` and `transcribe` take the name of a model too"
+    (tmp_path/'cwd').mkdir()
+    sound().save(tmp_path/'cwd'/'x.wav')
+    rate,said,wrote,codes = fetch(hub, tmp_path, code=_commands)
+    assert (rate,codes)==('8000','[0, 0, 2]') and said.split('\t')[1]==clf.predict(tmp_path/'cwd'/'x.wav').label
+    assert wrote.split('\t')==['x.wav', recogniser().transcribe(tmp_path/'cwd'/'x.wav').text]
+
+def test_hub_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    refused('me/digits', 'pip install huggingface_hub')

@@ -26,7 +26,7 @@ from ..spectrogram import FrontEnd
 class Transcriber(nn.Module):
     "Front end, network, tokens and decoder in one piece: any sound in, a `Transcript` out"
     def __init__(self,
-        src, # A `Learner` of `ctc_learner`, a folder that `save_pretrained` wrote, or `tokens`, `model` and `front_end` as a dict
+        src, # A `Learner` of `ctc_learner`, what `from_pretrained` takes, or `tokens`, `model` and `front_end` as a dict
     ):
         super().__init__()
         parts = src if isinstance(src, dict) else _of_learner(src) if hasattr(src, 'dls') else _of_folder(src)
@@ -60,7 +60,7 @@ class Transcriber(nn.Module):
 
     @classmethod
     def from_pretrained(cls,
-        folder:str|Path, # What `save_pretrained` wrote
+        folder:str|Path, # What `save_pretrained` wrote, or its name on the Hugging Face Hub: `owner/name`
     )->'Transcriber': # Ready to transcribe
         "A trained recogniser; `PretrainedError` where the folder holds none"
         return cls(folder)
