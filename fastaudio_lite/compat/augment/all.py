@@ -1,4 +1,2 @@
-"What `from fastaudio.augment.all import *` gave: fastaudio's names, and those of fastai that it uses"
-from fastai.data.all import *
-from fastai.vision.augment import RandTransform
-from fastaudio_lite.compat.fastaudio import *
+"What `from fastaudio.augment.all import *` gave: the names of fastaudio, and those of fastai that it uses"
+from fastaudio_lite.compat.all import *
