@@ -296,10 +296,12 @@ def digits_model(
     from fastaudio_lite.augment import SpeedPitch, speech_tfms
     def _make():
         tr = an4_model(seed)
-        items = [o for i,gap in enumerate((0.1,-0.05,0.3,-0.05)) for o in digit_strings(files, n//4, (1,7), gap, seed=100+10*seed+i)]
-        items = [(load_audio(wav, tr.sr), text) for wav,text in items]
+        gaps = enumerate((0.1,-0.05,0.3,-0.05), 100+10*seed)
+        strings = [o for i,gap in gaps for o in digit_strings(files, n//4, (1,7), gap, seed=i)]
+        items = [(load_audio(wav, tr.sr), text) for wav,text in strings]
         tfms = [SpeedPitch((0.8,1.25), p=0.5), *speech_tfms((0.8,1.3), 0.2)]
-        dls = SpeechDataLoaders.from_items(items, items[:16], tr.tokens, front_end=tr.front_end, sr=tr.sr, bs=8, batch_tfms=tfms)
+        same = dict(front_end=tr.front_end, sr=tr.sr)
+        dls = SpeechDataLoaders.from_items(items, items[:16], tr.tokens, bs=8, batch_tfms=tfms, **same)
         learn = ctc_learner(dls, tr.model.train(), sounds=an4_sounds())
         learn.fit_one_cycle(epochs, 2e-3)
         return learn

@@ -517,12 +517,12 @@ def train(
     clips,sr,dur = _read_clips(files, sr, dur)
     n,epochs = len(splits[0]),epochs or _epochs(len(splits[0]), bs)
     run = dict(epochs=epochs, sr=sr, dur=dur, arch=arch, seed=seed, bs=bs, lr=lr, augment=augment)
-    folder = _training_folder(out, dict(run, recordings=_sum_of(str((files, labels, splits)))))
     print(f'{n} clips of {len(set(labels))} classes, up to {dur:.2f} s at {sr} Hz; held out: {len(splits[1])}, {split}', flush=True)
     set_seed(seed, reproducible=True)
     base = _centroid_accuracy(clips, labels, splits, sr)
     fe,tfms = FrontEnd(sr, n_mels=64 if sr>=8000 else 32),aug_tfms() if augment else None
     learn = _learner(clips, labels, splits, fe, tfms, dur, bs, arch, workers)
+    folder = _training_folder(out, dict(run, recordings=_sum_of(str((files, labels, splits)))))
     with _resumable(folder):
         _fit(learn, folder, epochs, lr)
         _save(learn, out, base, split=split, trained_on=n, epochs=epochs, seeds=1)
@@ -674,9 +674,11 @@ def _asr_epochs(n, bs):
 
 def _fit_asr(df, folder, seed, **kwargs):
     "A trained `Transcriber`"
+    import torch
     from fastai.basics import set_seed
     from fastaudio_lite.asr import transcribe as asr
     set_seed(seed, reproducible=True)
+    if not os.environ.get('OMP_NUM_THREADS'): torch.set_num_threads(max(1, torch.get_num_threads()//2))
     return asr.Transcriber(asr.train_asr(df, folder=folder, cbs=_progress(_asr_line), **kwargs))
 
 # %% ../nbs/34_cli.ipynb #8dc0b861

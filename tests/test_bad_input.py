@@ -307,11 +307,14 @@ def test_unreadable(cli, model, monkeypatch, tmp_path):
     one_line(cli('train', a), 'Permission denied')
 
 def test_disk_full(cli, monkeypatch, tmp_path):
-    "After the training, when the model is written"
+    "When the model is written: the training is not lost"
     def _full(self, *args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device', str(self))
-    monkeypatch.setattr(Path, 'write_bytes', _full)
-    out = one_line(cli('train', pets(tmp_path/'a'), '--out', 'm', '--epochs', 1), 'No space left')
-    assert 'epoch  1' in out and left(Path())==[]
+    args = ['train', pets(tmp_path/'a'), '--out', 'm', '--epochs', 1]
+    with monkeypatch.context() as m:
+        m.setattr(Path, 'write_bytes', _full)
+        assert 'epoch  1' in one_line(cli(*args), 'No space left') and left(Path())==['.m-training', '.m-training/checkpoint.pt', '.m-training/settings.json']
+    code,out,_ = cli(*args)
+    assert code==0 and 'epoch  1' not in out and left(Path('m'))==['README.md', 'config.json', 'model.safetensors']
 
 def shell(*args, **kwargs): return subprocess.Popen([sys.executable, '-c', 'from fastaudio_lite.cli import main; raise SystemExit(main())', *map(str, args)],
     text=True, stderr=subprocess.PIPE, **kwargs)
