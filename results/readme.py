@@ -59,13 +59,18 @@ def _seeds(d):
     n = len(d['seeds']) if isinstance(d.get('seeds'), list) else d.get('seeds')
     return f'{n} seeds' if n and n>1 else ''
 
+def _time(d):
+    "What the benchmark took; beforehand, each training"
+    mins = [o['train_seconds']/60 for o in d.get('runs', []) if isinstance(o, dict) and 'train_seconds' in o]
+    return f"{d['seconds']:.0f} s" + (f" after {min(mins):.0f} to {max(mins):.0f} min of training each" if mins else '')
+
 def result(name):
     "One row of the table of results"
     title,peers = benchmarks[name]
     fn = root/'results'/f'{name}.json'
     if not fn.exists(): return title, 'not measured yet', peers, ''
     d = json.loads(fn.read_text(encoding='utf-8'))
-    how = [_seeds(d), f"{d['seconds']:.0f} s", d.get('machine'), f"`{d['command']}`"]
+    how = [_seeds(d), _time(d), d.get('machine'), f"`{d['command']}`"]
     return title, figure(d), peers, ', '.join(o for o in how if o)
 
 def results():
