@@ -95,7 +95,8 @@ def each(
     path:Path|None=None, # Folder of the result; None: `results_path()`
 )->tuple: # List of what `run` gave, in the order of `keys`, and seconds of all these runs
     "`run` every key with a progress bar; when stopped it goes on from there, until `write_result` has written `name`"
-    fn,about = _part(name, path),json.loads(json.dumps(about | dict(machine=machine(), version=fastaudio_lite.__version__)))
+    made = dict(machine=machine(), version=fastaudio_lite.__version__)
+    fn,about = _part(name, path),json.loads(json.dumps(about | made))
     keys,runs = list(keys),_begun(fn, about)
     for k in _bar([o for o in keys if json.dumps(o) not in runs]):
         t0,res = perf_counter(),run(k)
@@ -395,7 +396,8 @@ def _splits(name, f, files, path):
     "What `f` of FSDD's files and of a test gives for the official split and for each speaker left out, and seconds"
     from fastaudio_lite.datasets import digit_speaker
     who = sorted(set(map(digit_speaker, files)))
-    (official,*rest),took = each(name, ['official', *who], lambda o: f(files, _held_out(o)), dict(recipe=1, files=len(files)), path)
+    def _run(k): return f(files, _held_out(k))
+    (official,*rest),took = each(name, ['official', *who], _run, dict(recipe=1, files=len(files)), path)
     return official,dict(zip(who, rest)),took
 
 def bench_hmm_digits(
