@@ -4,24 +4,28 @@
 
 # %% auto #0
 __all__ = ['benchmarks', 'machine', 'results_path', 'write_result', 'each', 'time_ratio', 'bench_frontend', 'fsdd_run',
-           'bench_fsdd_official', 'an4_model', 'heard', 'bench_an4', 'an4_lm', 'bench_an4_ctc', 'bench_an4_ctc_lm',
-           'telephone', 'bench_an4_ctc_phone', 'bench_an4_to_fsdd', 'digits_model', 'bench_digits_ctc',
-           'bench_hmm_digits', 'bench_digits_hmm', 'bench_decode']
+           'bench_fsdd_official', 'an4_digits', 'digit_learner', 'fit_blind', 'by_group', 'zero_run', 'extra_run',
+           'write_speakers', 'bench_fsdd_zero', 'bench_fsdd_loso_extra', 'an4_model', 'heard', 'bench_an4', 'an4_lm',
+           'bench_an4_ctc', 'bench_an4_ctc_lm', 'telephone', 'bench_an4_ctc_phone', 'bench_an4_to_fsdd', 'digits_model',
+           'bench_digits_ctc', 'bench_hmm_digits', 'bench_digits_hmm', 'bench_decode']
 
 # %% ../nbs/32_benchmark.ipynb #1144f840
 import json, os, platform, re, sys
 from contextlib import nullcontext
 from datetime import date
+from functools import cache
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-import torch
+import numpy as np, torch
 from fastcore.all import IN_NOTEBOOK, L
 
 import fastaudio_lite
-from .audio import AudioTensor, load_audio
+from .audio import AudioTensor, load_audio, trim_silence
+from .classifier import Classifier
+from .datasets import digit_label, digit_speaker, get_data, starter_path
 from .spectrogram import FrontEnd
 
 # %% ../nbs/32_benchmark.ipynb #efb7e0ec
@@ -182,6 +186,15 @@ def fsdd_run(
     with learn.no_bar(): return dict(accuracy=float(learn.validate()[1]), n=len(dls.valid_ds), seconds=seconds)
 
 # %% ../nbs/32_benchmark.ipynb #35431a72
+def _mean_sd(xs):
+    "Mean and standard deviation, rounded"
+    x = torch.tensor(xs, dtype=torch.float64)
+    return round(x.mean().item(), 5), round(x.std(correction=0).item(), 5)
+
+def _kept(name):
+    "The folder of the trained model `name`: of the repository, or of the working directory"
+    return results_path().parent/'models'/name
+
 def bench_fsdd_official(
     seeds:tuple=(0,1,2), # One training each
     epochs:int=12, # Of each training
@@ -200,15 +213,146 @@ def bench_fsdd_official(
     return write_result('fsdd-official', 'accuracy', round(accs.mean().item(), 5), took, split,
         round(accs.std(correction=0).item(), 5), list(seeds), path, epochs=epochs, **more)
 
-# %% ../nbs/32_benchmark.ipynb #c7bbfb58
-def _mean_sd(xs):
-    "Mean and standard deviation, rounded"
-    x = torch.tensor(xs, dtype=torch.float64)
-    return round(x.mean().item(), 5), round(x.std(correction=0).item(), 5)
+# %% ../nbs/32_benchmark.ipynb #8ed073d2
+def _words(tr, o):
+    "The words of one utterance of AN4 as pairs of sound and text, by alignment; none where the text is too long"
+    from fastaudio_lite.asr.ctc import cut_words, steps_needed, word_spans
+    wav,ids = load_audio(o.file, tr.sr),torch.tensor(tr.tokens.encode(o.text))
+    lp = tr(wav[None])[0].as_subclass(torch.Tensor)
+    if steps_needed(ids[None]) > len(lp): return []
+    spans = word_spans(lp, ids.tolist(), tr.tokens, tr.step)
+    return zip(cut_words(wav, spans), [o.text for o in spans])
 
-def _kept(name):
-    "The folder of the trained model `name`: of the repository, or of the working directory"
-    return results_path().parent/'models'/name
+@torch.inference_mode()
+def an4_digits(
+    sr:int=8000, # Of the sounds, in Hz
+    min_dur:float=0.08, # Shorter words (s) are taken for faults of the alignment
+    max_dur:float=1.2, # And longer ones
+)->list: # Pairs of sound `(1,T)` and digit, '0' to '9'
+    "The digits that the 84 people of AN4 say, without the silence around them"
+    from fastaudio_lite.asr.text import digit_words, read_an4
+    tr = an4_model(0)
+    cut = [(trim_silence(wav.resample(sr), 30.), str(digit_words.index(t)))
+        for o in read_an4().itertuples() for wav,t in _words(tr, o) if t in digit_words]
+    return [o for o in cut if min_dur < o[0].dur < max_dur]
+
+# %% ../nbs/32_benchmark.ipynb #181b4393
+def digit_learner(
+    train:list, # Pairs of sound and digit
+    test:list, # Pairs that are held out
+    seed:int, # Of everything random
+    start:Classifier|None=None, # Go on from its front end and weights
+): # A `Learner`, not yet trained
+    "A classifier of digits for voices that it has not heard"
+    from fastai.basics import IndexSplitter, LabelSmoothingCrossEntropyFlat, set_seed
+    from fastaudio_lite.all import AudioDataLoaders, aug_tfms, audio_learner
+    from fastaudio_lite.asr.text import SpeechDL
+    set_seed(seed, reproducible=True)
+    sounds,labels = zip(*train, *test)
+    dls = AudioDataLoaders.from_lists('.', sounds, labels, splitter=IndexSplitter(range(len(train), len(sounds))), bs=64, cache=True,
+        front_end=start.front_end if start else FrontEnd(8000, n_mels=32), batch_tfms=aug_tfms(), dl_type=SpeechDL)
+    learn = audio_learner(dls, loss_func=LabelSmoothingCrossEntropyFlat())
+    if start: learn.model.load_state_dict(start.model.state_dict())
+    return learn
+
+def fit_blind(
+    learn, # A `Learner`
+    epochs:int, # Of training
+    lr:float=8e-3, # Highest learning rate
+):
+    "Train without a look at the held-out clips"
+    from fastai.basics import Callback, CancelValidException
+    class Blind(Callback):
+        def before_validate(self): raise CancelValidException
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(Blind()): learn.fit_one_cycle(epochs, lr)
+
+def by_group(
+    learn, # A trained `Learner`
+    groups:list, # Such as the speaker of each held-out clip
+)->dict: # Accuracy in each
+    "Accuracy on the held-out clips, apart"
+    with learn.no_bar(): p,t = learn.get_preds()
+    ok,groups = (p.argmax(1)==t).double(),np.array(groups)
+    return {k:round(ok[groups==k].mean().item(), 5) for k in sorted(set(groups))}
+
+# %% ../nbs/32_benchmark.ipynb #e6c18e89
+def _fsdd(): return sorted((get_data('fsdd')/'recordings').glob('*.wav'))
+
+def _pairs(files): return [(o, digit_label(o)) for o in files]
+
+@cache
+def _other_voices():
+    "Digits of everybody but the people of FSDD"
+    return an4_digits() + _pairs(sorted((starter_path()/'digits'/'recordings').glob('*.wav')))
+
+# %% ../nbs/32_benchmark.ipynb #45e96900
+def zero_run(
+    seed:int, # Of everything random
+    epochs:int=15, # Of training
+)->dict: # Accuracy for each of FSDD's speakers
+    "Train on AN4's digits and the starter voices, test on all of FSDD; the model is kept in `models`"
+    from fastaudio_lite.export import save_pretrained
+    learn = digit_learner(_other_voices(), _pairs(files := _fsdd()), seed)
+    fit_blind(learn, epochs)
+    save_pretrained(learn, _kept(f'zero-{seed}'), dict(epochs=epochs, seed=seed))
+    return by_group(learn, list(map(digit_speaker, files)))
+
+def extra_run(
+    who:str, # The speaker of FSDD that is left out
+    seed:int, # Of everything random
+    epochs:int=4, # Of further training
+)->float: # Accuracy
+    "Train the model that `zero_run` kept further, with the other five speakers of FSDD, and test it on `who`"
+    train,test = (_pairs(o for o in _fsdd() if (digit_speaker(o)==who)==held) for held in (False,True))
+    learn = digit_learner(_other_voices() + train, test, seed, Classifier.from_pretrained(_kept(f'zero-{seed}')))
+    fit_blind(learn, epochs, lr=4e-3)
+    return by_group(learn, [who]*len(test))[who]
+
+# %% ../nbs/32_benchmark.ipynb #906c7ad6
+def write_speakers(
+    name:str, # Of the benchmark
+    runs:list, # A dict of accuracies by speaker for each seed
+    seconds:float, # That it took
+    split:str, # What it was measured on
+    path:Path|None=None, # Folder; None: `results_path()`
+    **more # Further figures
+)->dict: # What was written: the mean, its spread over seeds, `speakers`, `speakers_sd`, `worst`
+    "Write what `runs` say of unheard speakers"
+    value,sd = _mean_sd([sum(r.values())/len(r) for r in runs])
+    speakers = {k:_mean_sd([r[k] for r in runs])[0] for k in runs[0]}
+    return write_result(name, 'accuracy', value, seconds, split, sd, list(range(len(runs))), path, runs=runs, speakers=speakers,
+        speakers_sd=_mean_sd(list(speakers.values()))[1], worst=min(speakers.values()), **more)
+
+def _left_out(name, run, n_seeds, about, path):
+    "What `run(speaker, seed)` gives for all of FSDD's speakers, a dict for each seed; and the seconds"
+    who = sorted(set(map(digit_speaker, _fsdd())))
+    keys = [(k,s) for s in range(n_seeds) for k in who]
+    accs,took = each(name, keys, lambda k: run(*k), about, path)
+    accs = dict(zip(keys, accs))
+    return [{k:accs[k,s] for k in who} for s in range(n_seeds)],took
+
+# %% ../nbs/32_benchmark.ipynb #7728e08d
+_others = "AN4's digits (84 people, cut out by alignment) and 18 synthetic voices"
+
+def bench_fsdd_zero(
+    n_seeds:int=3, # Trainings
+    epochs:int=15, # Of each
+    path:Path|None=None, # Folder of the result; None: `results_path()`
+)->dict: # As `write_speakers` gives it
+    "All of FSDD by a classifier that has heard none of it"
+    runs,took = each('fsdd-zero', range(n_seeds), lambda s: zero_run(s, epochs), dict(recipe=1, epochs=epochs), path)
+    return write_speakers('fsdd-zero', runs, took, f'all 3,000 of FSDD; trained on {_others}', path, epochs=epochs)
+
+def bench_fsdd_loso_extra(
+    n_seeds:int=3, # Trainings for each speaker
+    epochs:int=4, # Of each, after those of `fsdd-zero`
+    path:Path|None=None, # Folder of the result; None: `results_path()`
+)->dict: # As `write_speakers` gives it
+    "Each speaker of FSDD left out, with other voices in training besides"
+    for s in range(n_seeds):
+        if not _kept(f'zero-{s}').exists(): zero_run(s)
+    runs,took = _left_out('fsdd-loso-extra', lambda k,s: extra_run(k, s, epochs), n_seeds, dict(recipe=1, epochs=epochs), path)
+    return write_speakers('fsdd-loso-extra', runs, took, f"each speaker left out; trained on the other five, {_others}", path, epochs=epochs)
 
 # %% ../nbs/32_benchmark.ipynb #d0296343
 def _figures(name): return json.loads((_kept(name)/'config.json').read_text())['figures']
@@ -459,6 +603,7 @@ def bench_decode(
         rates=rates, differ=_counts(others), differ_lm=_counts(with_lm), n=len(lps), n_python=20)
 
 # %% ../nbs/32_benchmark.ipynb #02fba918
-benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,
+benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'fsdd-zero': bench_fsdd_zero,
+    'fsdd-loso-extra': bench_fsdd_loso_extra, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,
     'an4-ctc-phone': bench_an4_ctc_phone, 'an4-to-fsdd': bench_an4_to_fsdd, 'digits-ctc': bench_digits_ctc,
     'hmm-digits': bench_hmm_digits, 'digits-hmm': bench_digits_hmm, 'decode': bench_decode}

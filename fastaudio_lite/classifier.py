@@ -19,7 +19,7 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.all import ifnone, patch
 
 from .audio import AudioError, AudioTensor, AudioWarning
-from .audio import audio_info, audio_windows, is_silent, load_audio, pad_audio
+from .audio import audio_info, audio_windows, is_silent, load_audio, pad_audio, trim_silence
 from .spectrogram import FrontEnd
 
 # %% ../nbs/05_classifier.ipynb #c0c778c7
@@ -103,10 +103,11 @@ class AudioCNN(nn.Module):
 
 # %% ../nbs/05_classifier.ipynb #f3ab57aa
 def arch_name(
-    arch, # `AudioCNN`, a torchvision function such as `resnet18`, or a timm name
-)->str: # `AudioCNN`, `torchvision:NAME` or `timm:NAME`
+    arch, # `AudioCNN`, `Committee`, a torchvision function such as `resnet18`, or a timm name
+)->str: # `AudioCNN`, `Committee`, `torchvision:NAME` or `timm:NAME`
     "One name for an architecture, the one that is saved with a model"
-    if arch is AudioCNN or arch=='AudioCNN': return 'AudioCNN'
+    name = getattr(arch, '__name__', arch)
+    if name in ('AudioCNN','Committee'): return name
     if callable(arch): return f'torchvision:{arch.__name__}'
     return arch if ':' in arch else f'timm:{arch}'
 
@@ -149,18 +150,19 @@ def _with_weights(build, name, n_out, n_in):
 
 # %% ../nbs/05_classifier.ipynb #6a40f711
 def create_model(
-    arch, # `AudioCNN`, a torchvision function, a timm name, or a name that `arch_name` made
+    arch, # `AudioCNN`, `Committee`, a torchvision function, a timm name, or a name that `arch_name` made
     n_out:int, # Classes
     n_in:int=1, # Channels of the spectrogram
     pretrained:bool=False, # Start from ImageNet weights, if they can be had?
-    **kwargs # Passed to `AudioCNN`
+    **kwargs # Passed to `AudioCNN` or `Committee`
 )->nn.Module: # Takes `(B,n_in,F,T)`, gives `(B,n_out)`
     "A network for spectrograms; raises `ValueError` for an unknown name"
     name = arch_name(arch)
     if name=='AudioCNN': return AudioCNN(n_out, n_in, **kwargs)
+    if name=='Committee': return import_module('fastaudio_lite.voices').Committee(n_out, n_in, **kwargs)
     lib,_,nm = name.partition(':')
     if lib not in ('torchvision','timm'):
-        raise ValueError(f"got the architecture {name!r}, expected AudioCNN, torchvision:NAME or timm:NAME")
+        raise ValueError(f"got the architecture {name!r}, expected AudioCNN, Committee, torchvision:NAME or timm:NAME")
     build = dict(torchvision=_torchvision, timm=_timm)[lib]
     return _with_weights(build, nm, n_out, n_in) if pretrained else build(nm, n_out, n_in, False)
 
@@ -198,7 +200,7 @@ class Classifier(nn.Module):
     def config(self)->dict: # All but the weights, ready for json
         "What `from_config` needs to build this again"
         return dict(arch=self.arch, n_in=self.n_in, vocab=list(self.vocab), dur=self.dur, multi=self.multi,
-            front_end=self.front_end.config())
+            front_end=self.front_end.config()) | (dict(trim=self.trim) if self.trim else {})
 
     @classmethod
     def from_config(cls,
@@ -206,7 +208,7 @@ class Classifier(nn.Module):
     )->'Classifier': # With weights as they are made, not as they were trained
         "An untrained classifier of the same make"
         model = create_model(cfg['arch'], len(cfg['vocab']), cfg['n_in'])
-        return cls(dict(cfg, model=model, front_end=FrontEnd.from_config(cfg['front_end'])))
+        return cls(dict(cfg, model=model, front_end=FrontEnd.from_config(cfg['front_end']), trim=float(cfg.get('trim', 0))))
 
     @classmethod
     def from_pretrained(cls,
@@ -227,12 +229,13 @@ class Classifier(nn.Module):
 def windows(self:Classifier,
     sound, # Anything that `load_audio` takes
 ): # Yields `AudioTensor (C,T)` at `sr`
-    "The whole `sound` if it is at most `dur` seconds, else windows of `dur`, `hop` seconds apart"
+    "The whole `sound` if it is at most `dur` seconds, else windows of `dur`, `hop` seconds apart; trimmed as in training"
+    def _trimmed(wav): return trim_silence(wav, self.trim) if self.trim else wav
     is_file = isinstance(sound, (str,Path))
     if not is_file: sound = load_audio(sound, self.sr, self.n_in==1)
     dur = audio_info(sound).dur if is_file else sound.dur
-    if dur > self.dur: yield from audio_windows(sound, self.dur, self.hop, self.sr)
-    else: yield load_audio(sound, self.sr, self.n_in==1)
+    if dur > self.dur: yield from map(_trimmed, audio_windows(sound, self.dur, self.hop, self.sr))
+    else: yield _trimmed(load_audio(sound, self.sr, self.n_in==1))
 
 @patch
 @torch.inference_mode()
@@ -262,7 +265,7 @@ def _prediction(self:Classifier, probs, silent):
 # %% ../nbs/05_classifier.ipynb #ef7840c6
 def audio_learner(
     dls, # `AudioDataLoaders` of spectrograms
-    arch=AudioCNN, # `AudioCNN`, a torchvision function, a timm name, or a network of your own
+    arch=AudioCNN, # `AudioCNN`, `Committee`, a torchvision function, a timm name, or a network of your own
     n_out:int|None=None, # Classes; None: as many as the data has
     pretrained:bool=False, # Start from ImageNet weights, if they can be had?
     metrics=None, # None: accuracy
@@ -274,6 +277,7 @@ def audio_learner(
     n_out,n_in = n_out or get_c(dls),dls.one_batch()[0].shape[1]
     model = arch if isinstance(arch, nn.Module) else create_model(arch, n_out, n_in, pretrained)
     multi = isinstance(dls.train_ds[0][1], TensorMultiCategory)
+    if hasattr(model, 'loss_func'): kwargs = dict(loss_func=model.loss_func) | kwargs
     learn = Learner(dls, model, metrics=metrics or (accuracy_multi if multi else accuracy), **kwargs)
     learn.arch,learn.n_in,learn.multi = None if model is arch else arch_name(arch),n_in,multi
     return learn
@@ -285,16 +289,16 @@ def _from_learner(learn):
     fe = next((getattr(t, 'front_end') for t in dls.after_batch.fs if hasattr(t, 'front_end')), None)
     if fe is None:
         raise AudioError("got a learner on waveforms, expected one whose batches are spectrograms: build its dls with a front end")
-    crop = next((t.dur for t in dls.after_item.fs if hasattr(t, 'dur')), None)
+    crop,trim = (next((getattr(t, o) for t in dls.after_item.fs if hasattr(t, o)), None) for o in ('dur','top_db'))
     model = copy.deepcopy(learn.model).cpu()
     return dict(front_end=copy.deepcopy(fe).cpu(), model=model, vocab=list(map(str, dls.vocab)), arch=learn.arch,
-        n_in=learn.n_in, multi=learn.multi, dur=crop or max(b[0].dur for b in islice(dls.valid, 10)))
+        n_in=learn.n_in, multi=learn.multi, trim=trim, dur=crop or max(b[0].dur for b in islice(dls.valid, 10)))
 
 def _from_folder(path):
     "The parts of a `Classifier` that `save_pretrained` wrote"
     from fastaudio_lite.export import from_pretrained
     c = from_pretrained(path, kind='classifier')
-    return {k:getattr(c, k) for k in 'front_end model vocab arch n_in multi dur'.split()}
+    return {k:getattr(c, k) for k in 'front_end model vocab arch n_in multi dur trim'.split()}
 
 # %% ../nbs/05_classifier.ipynb #8d1f6a02
 def _read_checkpoint(fn, about, device):
