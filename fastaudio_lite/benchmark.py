@@ -7,17 +7,19 @@ __all__ = ['benchmarks', 'machine', 'results_path', 'write_result', 'each', 'tim
            'bench_fsdd_official', 'an4_digits', 'digit_learner', 'fit_blind', 'by_group', 'zero_run', 'extra_run',
            'write_speakers', 'bench_fsdd_zero', 'bench_fsdd_loso_extra', 'an4_model', 'heard', 'bench_an4', 'an4_lm',
            'bench_an4_ctc', 'bench_an4_ctc_lm', 'telephone', 'bench_an4_ctc_phone', 'bench_an4_to_fsdd', 'digits_model',
-           'bench_digits_ctc', 'bench_hmm_digits', 'bench_digits_hmm', 'bench_decode']
+           'bench_digits_ctc', 'bench_hmm_digits', 'bench_digits_hmm', 'cpu_bf16', 'bench_throughput', 'Stored',
+           'fly_dls', 'fly_times', 'break_even', 'fly_run', 'bench_on_the_fly', 'bench_decode']
 
 # %% ../nbs/32_benchmark.ipynb #1144f840
 import json, os, platform, re, sys
 from contextlib import nullcontext
 from datetime import date
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np, torch
 from fastcore.all import IN_NOTEBOOK, L
@@ -577,6 +579,250 @@ def bench_digits_hmm(
     return write_result('digits-hmm', 'wer', _mean(_rates(official)), took, _strings, path=path,
         runs=[_rates(official)], loso=loso, loso_sd=loso_sd, speakers=speakers, train_seconds=round(official['seconds'], 1))
 
+# %% ../nbs/32_benchmark.ipynb #60e238ca
+def cpu_bf16()->str: # Such as 'amx_bf16', or '' where bfloat16 is imitated or nothing is known
+    "The instructions for bfloat16 of this CPU, as Linux lists them"
+    try: text = Path('/proc/cpuinfo').read_text()
+    except OSError: return ''
+    return ', '.join(sorted(set(re.findall(r'\b(?:avx512_|amx_|sve)?bf16\b', text))))
+
+def _timed(f, x):
+    "Seconds of `f(x)`, and seconds of CPU"
+    t0,c0 = perf_counter(),process_time()
+    f(x)
+    return perf_counter()-t0, process_time()-c0
+
+def _speed(f, xs, n, secs=4., n_min=3):
+    "Clips a second of `f` on batches `xs` of `n` clips: the median by the clock, the mean by the time of the CPU"
+    f(xs[0])
+    ts,end = [],perf_counter()+secs
+    for x in cycle(xs):
+        ts.append(_timed(f, x))
+        if perf_counter()>end and len(ts)>=n_min: break
+    wall,cpu = zip(*ts)
+    return dict(wall=round(n/median(wall)), cpu=round(n*len(cpu)/max(sum(cpu), 1e-9)))
+
+# %% ../nbs/32_benchmark.ipynb #f10f9cd0
+def _step(train=True, dtype=torch.float32):
+    "Function of spectrograms and targets: `AudioCNN` on them, and a step of AdamW if `train`"
+    from fastaudio_lite.classifier import AudioCNN
+    net = AudioCNN(10).train(train)
+    opt = torch.optim.AdamW(net.parameters())
+    mixed = torch.autocast('cpu', dtype, enabled=dtype!=torch.float32)
+    @torch.set_grad_enabled(train)
+    def _f(xy):
+        with mixed: loss = torch.nn.functional.cross_entropy(net(xy[0]), xy[1].as_subclass(torch.Tensor))
+        if not train: return
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    return _f
+
+def _digit_dls(files, is_test=None, **kwargs):
+    "Loaders of digits as all benchmarks here use them: 8 kHz, 48 mels, batches of 32"
+    from fastai.basics import FuncSplitter, RandomSplitter
+    from fastaudio_lite.all import AudioDataLoaders, digit_label
+    splitter = FuncSplitter(is_test) if is_test else RandomSplitter(seed=0)
+    kwargs = dict(front_end=FrontEnd(8000, n_mels=48), sr=8000, cache=True) | kwargs
+    return AudioDataLoaders.from_path_func('.', files, digit_label, splitter=splitter, bs=32, **kwargs)
+
+# %% ../nbs/32_benchmark.ipynb #0b1d1f55
+def _augment(tfms, x):
+    for t in tfms: x = t(x, split_idx=0)
+    return x
+
+def _stage(name, files, dtype):
+    "Function, list of what to call it with, and clips in each: the stage `name` of a training on `files`"
+    from fastaudio_lite.all import OpenAudio, aug_tfms
+    chunks,how = [files[i:i+32] for i in range(0, len(files)-31, 32)],dict(num_workers=0)
+    if name.startswith('decode'):
+        load = OpenAudio(8000, cache='kept' in name)
+        for f in files: load(f)
+        return lambda fs: [load(f) for f in fs], chunks, 32
+    if name.startswith('epoch'):
+        if 'workers' in name: how = dict(num_workers=2)
+        dl,step = _digit_dls(files, cache='kept' in name, batch_tfms=aug_tfms(), **how).train,_step(dtype=dtype)
+        return lambda dl: [step(b) for b in dl], [dl], dl.n//32*32
+    dl = _digit_dls(files, **how).train
+    raw,fe = list(dl.new(after_batch=[])),dl.after_batch.fs[-1].front_end
+    wav,spec = ([t for t in aug_tfms() if (t.order<20)==o] for o in (True,False))
+    ready = [(fe(x), y) for x,y in raw]
+    if name=='transform': return fe, [x for x,_ in raw], 32
+    if name=='augment': return lambda o: (_augment(wav, o[0]), _augment(spec, o[1])), [(x, o[0]) for (x,_),o in zip(raw, ready)], 32
+    return _step(name!='forward', dtype), ready, 32
+
+# %% ../nbs/32_benchmark.ipynb #8882fac1
+_stages = ['decode','decode, kept','transform','augment','forward','training step','epoch','epoch, kept','epoch, 2 workers']
+
+def bench_throughput(
+    files:list|None=None, # Recordings in FSDD's naming; None: 480 of the real ones
+    secs:float=4., # To time each row for, at least
+    threads:tuple=(1,2), # Numbers of threads
+    path:Path|None=None, # Folder for `throughput.json`; None: `results_path()`
+)->dict: # What was written: clips/s of a training step, and a row for each stage, type and number of threads under `rows`
+    "Clips a second of each stage of a training, and of all together"
+    from fastaudio_lite.datasets import get_data
+    files = L(files or sorted((get_data('fsdd')/'recordings').glob('*.wav'))[::6][:480])
+    def _run(key):
+        name,dtype,n = key
+        torch.manual_seed(0)
+        torch.set_num_threads(n)
+        return dict(stage=name, dtype=dtype, threads=n, **_speed(*_stage(name, files, getattr(torch, dtype)), secs))
+    def _types(o): return ('float32','bfloat16') if o in ('forward','training step') else ('float32',)
+    keys = [(o, t, n) for o in _stages for t in _types(o) for n in (threads[:1] if 'decode' in o else threads)]
+    old = torch.get_num_threads()
+    try: rows,took = each('throughput', keys, _run, dict(recipe=1, files=len(files)), path)
+    finally: torch.set_num_threads(old)
+    rate = {(r['stage'], r['dtype']):r['wall'] for r in reversed(rows)}
+    gain = rate['training step','bfloat16']/rate['training step','float32']
+    split = f"{len(files)} of FSDD's clips at 8 kHz, batches of 32, 48 mels, `AudioCNN`, {threads[0]} thread"
+    return write_result('throughput', 'clips/s', rate['training step','float32'], took, split, path=path,
+        rows=rows, bf16=cpu_bf16(), bf16_gain=round(gain, 3))
+
+# %% ../nbs/32_benchmark.ipynb #3059d13e
+class Stored: # Not a plain function: its annotations would be taken for types
+    "Transform from a file to its spectrogram made before, and the collate function of such batches"
+    def __init__(self,
+        files:list, # Recordings
+        front_end:FrontEnd, # Makes the spectrograms
+    ): self.made = {f:front_end(load_audio(f, front_end.sr)) for f in files}
+
+    def __call__(self, f, **kwargs): return self.made[f]
+
+    @property
+    def mb(self)->float: # As float32
+        "Size in memory in MB"
+        return sum(o.numel() for o in self.made.values())*4/1e6
+
+    @staticmethod
+    def collate(
+        samples:list, # Tuples of spectrogram `(C,F,T)` and target
+    )->tuple: # `AudioSpectrogram` `(B,C,F,T)` with `lens`, and targets
+        "Pad spectrograms, as `audio_collate` pads clips"
+        xs,ys = zip(*samples)
+        lens = torch.tensor([o.shape[-1] for o in xs])
+        res = torch.zeros(len(xs), *xs[0].shape[:-1], int(lens.max()))
+        for o,x in zip(res, xs): o[...,:x.shape[-1]] = x
+        res = res.as_subclass(type(xs[0]))
+        res.__dict__.update(xs[0].__dict__, lens=lens)
+        return res,torch.stack(ys)
+
+# %% ../nbs/32_benchmark.ipynb #c0834233
+def _unheard(files):
+    "Function of a file: is it of the first two speakers?"
+    from fastaudio_lite.datasets import digit_speaker
+    who = sorted(set(map(digit_speaker, files)))[:2]
+    return lambda o: digit_speaker(o) in who
+
+def fly_dls(
+    way:str, # 'precomputed', 'on the fly', 'augmented', or 'on the fly, decoded every time'
+    files:list, # FSDD's recordings, or others in its naming
+    front_end:FrontEnd, # Fitted
+    store:Stored|None=None, # For 'precomputed': spectrograms of `files`, made by `front_end`
+): # `DataLoaders`
+    "Loaders of digits that differ in nothing but `way`"
+    from fastai.basics import CategoryBlock, DataBlock, FuncSplitter, TransformBlock
+    from fastaudio_lite.all import AudioDL, FreqMask, TimeMask, aug_tfms, digit_label
+    tfms = [FreqMask(0.15), TimeMask(0.15)]
+    if way=='augmented': tfms += aug_tfms(masks=False, vtlp=False)
+    how = dict(front_end=front_end, batch_tfms=tfms, cache='every' not in way, num_workers=0)
+    if way!='precomputed': return _digit_dls(files, _unheard(files), **how)
+    block = TransformBlock(store, batch_tfms=tfms, dl_type=AudioDL, dls_kwargs=dict(create_batch=Stored.collate))
+    dblock = DataBlock((block, CategoryBlock), get_y=digit_label, splitter=FuncSplitter(_unheard(files)))
+    return dblock.dataloaders(files, bs=32, num_workers=0)
+
+# %% ../nbs/32_benchmark.ipynb #c4d3d134
+def _now(): return torch.tensor([perf_counter(), process_time()], dtype=torch.float64)
+
+def _epoch_times(dl, step):
+    "Seconds of decode, transform and model in an epoch: rows; by the clock and of CPU: columns; `(3,2)`"
+    raw,res = dl.new(after_batch=[]),torch.zeros(3, 2, dtype=torch.float64)
+    dl.before_iter()
+    t = _now()
+    for b in raw:
+        for i,f in enumerate((lambda o: o, dl.after_batch, step)):
+            b,t0 = f(b),t
+            t = _now()
+            res[i] += t-t0
+    return res
+
+_ways = ['precomputed','on the fly','augmented','on the fly, decoded every time']
+
+def fly_times(
+    files:list, # FSDD's recordings, or others in its naming
+    front_end:FrontEnd, # Fitted
+    rounds:int=5, # Epochs of each kind, after one to warm up
+)->dict: # `stages`: seconds of CPU an epoch by way and stage, `wall` likewise by the clock; `store_seconds` and `store_mb` of the spectrograms
+    "What an epoch costs each way, on one thread"
+    old = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        t0,store = _now(),Stored(files, front_end)
+        took = _now()-t0
+        dls = {o:(fly_dls(o, files, front_end, store).train, _step()) for o in _ways}
+        res = torch.stack([torch.stack([_epoch_times(*dls[o]) for o in _ways]) for _ in range(rounds+1)]) # (rounds,ways,3,2)
+    finally: torch.set_num_threads(old)
+    def _table(i): return {w:dict(zip(('decode','transform','model'), r)) for w,r in zip(_ways, res[1:,...,i].median(0)[0].tolist())}
+    once = (res[0,1,0]-res[1:,1,0].median(0)[0])[1].item()
+    n = sum(not _unheard(files)(o) for o in files)
+    return dict(stages=_table(1), wall=_table(0), first_decode=once, store_seconds=took[1].item()*n/len(files), store_mb=store.mb, clips=n)
+
+# %% ../nbs/32_benchmark.ipynb #8549e4d5
+def break_even(
+    times:dict, # What `fly_times` gave
+)->dict: # `epoch`: seconds of CPU, `overhead` over 'precomputed', and `break_even`: after how many epochs computing once is cheaper, each by way
+    "What the ways cost, compared"
+    st = times['stages']
+    model = median(o['model'] for o in st.values())
+    epoch = {k:o['decode']+o['transform']+model for k,o in st.items()}
+    base = epoch['precomputed']
+    def _n(k):
+        saved = times['store_seconds'] - (0 if 'every' in k else times['first_decode'])
+        return round(saved/(epoch[k]-base), 1) if epoch[k]>base else None
+    over = {k:round(v/base-1, 4) for k,v in epoch.items()}
+    return dict(epoch={k:round(v, 3) for k,v in epoch.items()}, overhead=over, break_even={k:_n(k) for k in epoch if k.startswith('on')})
+
+# %% ../nbs/32_benchmark.ipynb #1a529436
+def fly_run(
+    way:str, # As `fly_dls` takes it
+    seed:int, # Of everything random
+    files:list, # FSDD's recordings, or others in its naming
+    front_end:FrontEnd, # Fitted
+    epochs:int=12, # Of training
+)->dict: # `accuracy` on the speakers left out, `n` of their clips
+    "Train `AudioCNN` one way and test it"
+    from fastai.basics import LabelSmoothingCrossEntropyFlat, set_seed
+    from fastaudio_lite.classifier import AudioCNN, audio_learner
+    set_seed(seed, reproducible=True)
+    net,dls = AudioCNN(10),fly_dls(way, files, front_end, Stored(files, front_end) if way=='precomputed' else None)
+    learn = audio_learner(dls, net, loss_func=LabelSmoothingCrossEntropyFlat())
+    with learn.no_bar():
+        learn.fit_one_cycle(epochs, 5e-3)
+        return dict(accuracy=float(learn.validate()[1]), n=len(dls.valid_ds))
+
+# %% ../nbs/32_benchmark.ipynb #a2a24235
+def bench_on_the_fly(
+    seeds:tuple=(0,1,2,3,4), # One training each, for each of three ways
+    epochs:int=12, # Of each training
+    rounds:int=5, # Epochs timed
+    files:list|None=None, # Recordings; None: every second one of the real FSDD
+    path:Path|None=None, # Folder for `on-the-fly.json`; None: `results_path()`
+)->dict: # What was written: what on the fly adds to an epoch, `accuracies` by way
+    "Spectrograms on the fly, with and without augmented waveforms, against precomputed ones: accuracy and time"
+    from fastaudio_lite.datasets import get_data
+    files = L(files or sorted((get_data('fsdd')/'recordings').glob('*.wav'))[::2])
+    torch.manual_seed(0)
+    fe = FrontEnd(8000, n_mels=48).fit(_digit_dls(files, _unheard(files), front_end=False).train)
+    def _run(key):
+        way,seed = key
+        return fly_times(files, fe, rounds) if way=='times' else fly_run(way, seed, files, fe, epochs)
+    keys,about = [('times', 0)] + [(w, s) for s in seeds for w in _ways[:3]],dict(recipe=1, epochs=epochs, rounds=rounds, files=len(files))
+    (times,*res),took = each('on-the-fly', keys, _run, about, path)
+    accs = {w:[r['accuracy'] for r in res[i::3]] for i,w in enumerate(_ways[:3])}
+    more = dict(accuracies={w:dict(zip(('mean','sd'), _mean_sd(a)), runs=a) for w,a in accs.items()}, times=times, **break_even(times))
+    split = f"FSDD, every second clip: {times['clips']} of four speakers for training, {res[0]['n']} of two others for testing; times of CPU, 1 thread"
+    return write_result('on-the-fly', 'part of an epoch', more['overhead']['on the fly'], took, split, None, list(seeds), path, epochs=epochs, **more)
+
 # %% ../nbs/32_benchmark.ipynb #3c0d8d04
 def _counts(d): return {k:len(v) for k,v in d.items()}
 
@@ -606,4 +852,5 @@ def bench_decode(
 benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'fsdd-zero': bench_fsdd_zero,
     'fsdd-loso-extra': bench_fsdd_loso_extra, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,
     'an4-ctc-phone': bench_an4_ctc_phone, 'an4-to-fsdd': bench_an4_to_fsdd, 'digits-ctc': bench_digits_ctc,
-    'hmm-digits': bench_hmm_digits, 'digits-hmm': bench_digits_hmm, 'decode': bench_decode}
+    'hmm-digits': bench_hmm_digits, 'digits-hmm': bench_digits_hmm, 'decode': bench_decode, 'throughput': bench_throughput,
+    'on-the-fly': bench_on_the_fly}

@@ -9,6 +9,7 @@ __all__ = ['stft_power', 'AudioSpectrogram', 'hz2mel', 'mel2hz', 'mel_filters', 
 # %% ../nbs/02_spectrogram.ipynb #23f54adb
 import inspect, math, warnings
 from contextlib import nullcontext
+from functools import cache
 from itertools import islice
 
 import numpy as np, torch
@@ -33,16 +34,16 @@ def _frames(x, n_fft, hop, center=True, pad_mode='constant'):
 # %% ../nbs/02_spectrogram.ipynb #5ecb9b3a
 def _power(z, power):
     "`abs(z)**power` of complex `z`, in place"
-    r = torch.view_as_real(z).square_()
-    res = r[...,0] + r[...,1]
+    re,im = torch.view_as_real(z).square_().unbind(-1)
+    res = re + im
     return res if power==2 else res.pow(power/2)
 
 def _spec_rows(x, window, hop, f, power=2., center=True, pad_mode='constant'):
     "`f` of the power spectra of `x` `(N,T)`, in blocks of frames that fit the cache: `(N,frames,F)`"
     fr,n,per = _frames(x, len(window), hop, center, pad_mode)
     bs = max((2**18 if x.device.type=='cpu' else 2**25)//len(window), 64)
-    res = [f(_power(torch.fft.rfft(o*window), power)) for o in fr.split(bs)]
-    res = res[0] if len(res)==1 else torch.cat(res)
+    def _rows(o): return f(_power(torch.fft.rfft(o*window), power))
+    res = _rows(fr) if len(fr)<=bs else torch.cat([_rows(o) for o in fr.split(bs)])
     return res.as_strided((len(x), n, res.shape[1]), (per*res.shape[1], res.shape[1], 1))
 
 # %% ../nbs/02_spectrogram.ipynb #dd95798b
@@ -220,11 +221,14 @@ def mfcc(
     return dct_matrix(n_mfcc, x.shape[-2]).to(x) @ x
 
 # %% ../nbs/02_spectrogram.ipynb #08841192
+@cache
+def _fit_weights(width, order):
+    a = np.vander(np.arange(width) - width//2, order+1, increasing=True)
+    return np.linalg.pinv(a)[order]*math.factorial(order)
+
 def _savgol(width, order):
     "Weights that give the `order`-th derivative of the polynomial of that order which fits `width` points best"
-    t = torch.arange(width, dtype=torch.float64) - width//2
-    a = torch.stack([t**k for k in range(order+1)], 1)
-    return torch.linalg.pinv(a)[order]*math.factorial(order)
+    return torch.tensor(_fit_weights(width, order))
 
 def deltas(
     x:torch.Tensor, # `(...,F,T)`
@@ -402,7 +406,8 @@ def n_frames(self:FrontEnd,
 @patch
 def _block(self:FrontEnd, x):
     "Powers `(M,n_fft//2+1)` through the filters and, where it does not need the whole clip, the scale"
-    if self.bands: x = torch.cat([x.narrow(1, a, n)@getattr(self, k) for a,n,k in self.bands], 1)
+    w = self._buffers # quicker than attributes, which counts where a clip is short
+    if self.bands: x = torch.cat([x.narrow(1, a, n)@w[k] for a,n,k in self.bands], 1)
     if self.scale=='db': return x.clamp_(min=1e-10**(self.power/2)).log10_().mul_(20/self.power)
     return x.clamp_(min=1e-10).log_() if self.scale=='log' else x
 
