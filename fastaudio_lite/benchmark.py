@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['benchmarks', 'machine', 'results_path', 'write_result', 'time_ratio', 'bench_frontend', 'fsdd_run',
-           'bench_fsdd_official', 'an4_model', 'heard', 'bench_an4', 'an4_lm', 'bench_an4_ctc', 'bench_an4_ctc_lm',
-           'telephone', 'bench_an4_ctc_phone', 'bench_an4_to_fsdd', 'digits_model', 'bench_digits_ctc',
-           'bench_hmm_digits', 'bench_digits_hmm', 'bench_decode']
+           'bench_fsdd_official', 'esc10_sounds', 'esc10_run', 'bench_esc10', 'an4_model', 'heard', 'bench_an4',
+           'an4_lm', 'bench_an4_ctc', 'bench_an4_ctc_lm', 'telephone', 'bench_an4_ctc_phone', 'bench_an4_to_fsdd',
+           'digits_model', 'bench_digits_ctc', 'bench_hmm_digits', 'bench_digits_hmm', 'bench_decode']
 
 # %% ../nbs/32_benchmark.ipynb #1144f840
 import json, os, platform, re
+from collections import Counter
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
@@ -153,6 +154,67 @@ def bench_fsdd_official(
     more = dict(accuracies=[round(a, 5) for a in accs.tolist()], train_seconds=round(max(r['seconds'] for r in runs), 1))
     return write_result('fsdd-official', 'accuracy', round(accs.mean().item(), 5), perf_counter()-t0, split,
         round(accs.std(correction=0).item(), 5), list(seeds), path, epochs=epochs, **more)
+
+# %% ../nbs/32_benchmark.ipynb #5edbed92
+def esc10_sounds(
+    files:list|None=None, # Clips of ESC-10, or others in its naming; None: the real ones, fetched where they are not at hand
+    sr:int=22050, # Rate in Hz
+)->tuple: # Clips `(1,5*sr)`, their labels, and their folds
+    "ESC-10 in memory, every clip 5 s long: the few shorter ones are repeated, of longer ones the middle is taken"
+    from fastaudio_lite.audio import fit_dur, get_audio_files
+    from fastaudio_lite.datasets import esc_fold, esc_label, get_data
+    files = sorted(files or get_audio_files(get_data('esc10')))
+    return [fit_dur(load_audio(o, sr), 5., pad='repeat') for o in files], [*map(esc_label, files)], [*map(esc_fold, files)]
+
+def _unseen():
+    "A callback that keeps the held-out clips out of the training altogether"
+    from fastai.basics import Callback, CancelValidException
+    class Unseen(Callback):
+        order = -100
+        def before_validate(self): raise CancelValidException
+    return Unseen()
+
+# %% ../nbs/32_benchmark.ipynb #e7dd68aa
+def esc10_run(
+    sounds:list, # Clips, all of one length
+    labels:list, # A label each
+    folds:list, # A fold each
+    fold:int, # The one to test on
+    seed:int, # Of everything random
+    epochs:int=50, # Of training
+    bar:bool=True, # Show progress?
+)->dict: # `accuracy` on the `n` clips of `fold`, `wrong` (label, answer) pairs, `seconds` of training
+    "Train `AudioCNN` from scratch on the other folds of ESC-10 and test it"
+    from fastai.basics import CrossEntropyLossFlat, IndexSplitter, L, set_seed
+    from fastaudio_lite.all import AudioDataLoaders, BetweenClass, FreqMask, RandomPiece, SpecEQ, SpecStretch, TimeMask, VTLP, audio_learner
+    set_seed(seed, reproducible=True)
+    fe = FrontEnd(sounds[0].sr, n_fft=2048, hop=1024)
+    tfms = [VTLP((0.85,1.15)), SpecStretch((0.8,1.25), p=0.7, mirror=True), SpecEQ(), FreqMask(0.1), TimeMask(0.1)]
+    dls = AudioDataLoaders.from_lists('.', sounds, labels, splitter=IndexSplitter(L(folds).argwhere(fold.__eq__)), bs=16, drop_last=True,
+        front_end=fe, sr=fe.sr, item_tfms=RandomPiece(3.), batch_tfms=tfms, num_workers=0)
+    learn,t0 = audio_learner(dls, loss_func=CrossEntropyLossFlat(), cbs=BetweenClass()),perf_counter()
+    with nullcontext() if bar else learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 5e-3, cbs=_unseen())
+    seconds = perf_counter()-t0
+    with learn.no_bar(): probs,ys = learn.get_preds(dl=dls.valid)
+    wrong = [(dls.vocab[y], dls.vocab[p]) for y,p in zip(ys, probs.argmax(1)) if y!=p]
+    return dict(fold=fold, seed=seed, accuracy=1-len(wrong)/len(ys), n=len(ys), wrong=wrong, seconds=round(seconds, 1))
+
+# %% ../nbs/32_benchmark.ipynb #640f1181
+def bench_esc10(
+    seeds:tuple=(0,1,2), # Five trainings each
+    epochs:int=50, # Of each training
+    files:list|None=None, # Clips; None: ESC-10
+    path:Path|None=None, # Folder for `esc10.json`; None: `results_path()`
+)->dict: # What was written: mean accuracy, and each training's under `accuracies`, by seed and fold
+    "Accuracy on ESC-10's official five folds, trained from scratch"
+    t0,(sounds,labels,folds) = perf_counter(),esc10_sounds(files)
+    runs = [esc10_run(sounds, labels, folds, f, s, epochs) for s in seeds for f in sorted(set(folds))]
+    accs = {s:[round(r['accuracy'], 5) for r in runs if r['seed']==s] for s in seeds}
+    value,sd = _mean_sd([sum(o)/len(o) for o in accs.values()])
+    wrong = Counter(f'{a} heard as {b}' for r in runs for a,b in r['wrong'])
+    split = f'official 5 folds ({len(sounds)} clips), each tested on by a training on the others'
+    return write_result('esc10', 'accuracy', value, perf_counter()-t0, split, sd, list(seeds), path, epochs=epochs, accuracies=list(accs.values()),
+        train_seconds=round(max(r['seconds'] for r in runs), 1), confused=dict(wrong.most_common(10)))
 
 # %% ../nbs/32_benchmark.ipynb #c7bbfb58
 def _mean_sd(xs):
@@ -395,6 +457,6 @@ def bench_decode(
         rates=rates, differ=_counts(others), differ_lm=_counts(with_lm), n=len(lps), n_python=20)
 
 # %% ../nbs/32_benchmark.ipynb #02fba918
-benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,
+benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'esc10': bench_esc10, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,
     'an4-ctc-phone': bench_an4_ctc_phone, 'an4-to-fsdd': bench_an4_to_fsdd, 'digits-ctc': bench_digits_ctc,
     'hmm-digits': bench_hmm_digits, 'digits-hmm': bench_digits_hmm, 'decode': bench_decode}
