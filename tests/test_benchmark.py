@@ -1,12 +1,87 @@
-"Benchmarks in small: that they run, split and count as they say"
-import json
+"Benchmarks: what was finished is kept when the rest is stopped"
+import json, os, signal, subprocess, sys
+from pathlib import Path
 from shutil import copy
+from tempfile import TemporaryDirectory
 
 import pytest, torch
+from hypothesis import given, settings, strategies as st
 
+from fastaudio_lite import benchmark
 from fastaudio_lite.audio import AudioTensor
-from fastaudio_lite.benchmark import *
-from fastaudio_lite.datasets import DataError
+from fastaudio_lite.benchmark import bench_esc10, bench_hmm_digits, each, esc10_run, esc10_sounds, write_result
+from fastaudio_lite.datasets import DataError, digit_files
+
+a_key = st.one_of(st.integers(0, 9), st.text(max_size=3), st.tuples(st.integers(0, 3), st.text(max_size=3)))
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(a_key, min_size=1, max_size=8, unique=True), st.data())
+def test_stopped(keys, data):
+    "Wherever runs stop, the next call makes the rest and gives what an undisturbed one gives"
+    seen,stops = [],data.draw(st.sets(st.integers(0, len(keys)-1)))
+    def run(k):
+        if len(seen) in stops and not stops.remove(len(seen)): raise KeyboardInterrupt
+        seen.append(k)
+        return dict(key=k)
+    with TemporaryDirectory() as d:
+        for _ in range(len(stops)):
+            with pytest.raises(KeyboardInterrupt): each('x', keys, run, {}, Path(d))
+        res,seconds = each('x', keys, run, {}, Path(d))
+    assert seen==keys and seconds>0
+    assert res==[dict(key=list(k) if isinstance(k, tuple) else k) for k in keys]
+
+killed = '''
+import os, signal, sys
+from pathlib import Path
+from fastaudio_lite.benchmark import each
+def run(i):
+    if i==2: os.kill(os.getpid(), signal.SIGKILL)
+    return i
+each('x', range(4), run, {}, Path(sys.argv[1]))
+'''
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='no SIGKILL here')
+def test_killed(tmp_path, capsys):
+    r = subprocess.run([sys.executable, '-c', killed, str(tmp_path)], capture_output=True, text=True)
+    assert (r.returncode, r.stdout)==(-signal.SIGKILL, '')
+    assert os.listdir(tmp_path)==['.x.part.json']
+    seen = []
+    assert each('x', range(4), lambda i: seen.append(i) or i, {}, tmp_path)[0]==[0,1,2,3]
+    assert seen==[2,3] and '2 finished runs are kept' in capsys.readouterr().out
+
+def test_settings_differ(tmp_path, capsys):
+    for epochs in (1,2): assert each('x', [0], lambda k: epochs, dict(epochs=epochs), tmp_path)[0]==[epochs]
+    assert capsys.readouterr().out=='got finished runs with epochs=1, expected 2: every run is made afresh\n'
+
+def test_other_machine(tmp_path, monkeypatch):
+    for o in 'ab':
+        monkeypatch.setattr(benchmark, 'machine', lambda: o)
+        assert each('x', [0], lambda k: o, {}, tmp_path)[0]==[o]
+
+def test_damaged(tmp_path, capsys):
+    (tmp_path/'.x.part.json').write_text('{"about"')
+    assert each('x', [0], lambda k: k, {}, tmp_path)[0]==[0]
+    assert 'damaged' in capsys.readouterr().out
+
+def test_written(tmp_path):
+    "Once the figure is there, nothing else is"
+    each('x', [0], lambda k: k, {}, tmp_path)
+    write_result('x', 'accuracy', 1., 1., 'all', path=tmp_path)
+    assert os.listdir(tmp_path)==['x.json']
+
+def test_speakers(tmp_path, monkeypatch):
+    "A benchmark of several trainings, stopped in its middle"
+    from fastaudio_lite.asr import hmm
+    files,seen = digit_files('starter'),[]
+    def fit(files, is_test):
+        seen.append([o for o in files if is_test(o)])
+        if len(seen)==2: raise KeyboardInterrupt
+        return dict(accuracy=1., n=len(seen[-1]), seconds=1., wrong=[(files[0], 'one', 'two')])
+    monkeypatch.setattr(hmm, 'digits_accuracy', fit)
+    with pytest.raises(KeyboardInterrupt): bench_hmm_digits(tmp_path, files)
+    res = bench_hmm_digits(tmp_path, files)
+    assert len(seen)==len(res['speakers'])+2 and seen[1]==seen[2]
+    assert json.loads((tmp_path/'hmm-digits.json').read_text())==res
 
 @pytest.fixture(scope='module')
 def clips(tmp_path_factory):
