@@ -42,6 +42,7 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         return (self._stats(x, mask) if self.training else super().forward(x))*mask
 
     def _stats(self, x, mask):
+        dtype,x,mask = x.dtype,x.float(),mask.float()                       # half precision is too coarse for sums
         n = mask.sum()*x.shape[2]
         mean = (x*mask).sum((0,2,3))/n                                     # (C,)
         var = ((x - mean[:,None,None]).square()*mask).sum((0,2,3))/n
@@ -49,7 +50,7 @@ class MaskedBatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var*n/(n-1).clamp(min=1), self.momentum)
         scale = self.weight*(var + self.eps).rsqrt()
-        return x*scale[:,None,None] + (self.bias - mean*scale)[:,None,None]
+        return (x*scale[:,None,None] + (self.bias - mean*scale)[:,None,None]).to(dtype)
 
 # %% ../nbs/05_classifier.ipynb #8b95e444
 class ConvBlock(nn.Module):

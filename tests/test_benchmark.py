@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from fastaudio_lite import benchmark
 from fastaudio_lite.audio import AudioTensor
 from fastaudio_lite.benchmark import bench_esc10, bench_hmm_digits, each, esc10_run, esc10_sounds, write_result
+from fastaudio_lite.classifier import AudioCNN
 from fastaudio_lite.datasets import DataError, digit_files
 
 a_key = st.one_of(st.integers(0, 9), st.text(max_size=3), st.tuples(st.integers(0, 3), st.text(max_size=3)))
@@ -116,3 +117,16 @@ def test_esc10(clips, tmp_path):
     assert json.loads((tmp_path/'esc10.json').read_text())==res
     assert [len(o) for o in res['accuracies']]==[2,2] and abs(sum(map(sum, res['accuracies']))/4-res['value'])<1e-4
     assert sum(res['confused'].values())==16-round(res['value']*16)
+
+def _gradient(dtype):
+    "Gradient of all weights of `AudioCNN` on a padded batch, and the running variances"
+    torch.manual_seed(0)
+    net,x,lens = AudioCNN(4),torch.randn(8, 1, 48, 60),torch.tensor([60,50,40,30]*2)
+    with torch.autocast('cpu', dtype, enabled=dtype!=torch.float32): out = net(x, lens)
+    out.float().logsumexp(1).sum().backward()
+    return torch.cat([o.grad.flatten() for o in net.parameters()]), torch.cat([b.norm.running_var for b in net.blocks])
+
+def test_bfloat16_step():
+    "What `throughput` times learns the same in mixed precision"
+    (a,v),(b,w) = map(_gradient, (torch.float32, torch.bfloat16))
+    assert torch.cosine_similarity(a, b, 0)>0.99 and torch.allclose(v, w, rtol=0.02)
