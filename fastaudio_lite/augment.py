@@ -612,11 +612,12 @@ class AudioCutMix(AudioMixUp):
         cut = ((t>=a[:,None]) & (t<(a+w)[:,None])).view(len(x), *[1]*(x.ndim-2), -1)
         return torch.where(cut, o, x), n, 1-w/n
 
-# %% ../nbs/03_augment.ipynb #e5cc4445
+# %% ../nbs/03_augment.ipynb #50196492
 def _peak(x):
     "Level of the loudest of 32 stretches of each clip `(B,1,1)`, never 0"
     k = max(1, x.shape[-1]//32)
-    return torch.nn.functional.avg_pool1d(x.square().mean(1, keepdim=True), k).amax(-1, keepdim=True).sqrt().clamp(min=1e-4)
+    power = torch.nn.functional.avg_pool1d(x.square().mean(1, keepdim=True), k)
+    return power.amax(-1, keepdim=True).sqrt().clamp(min=1e-4)
 
 class BetweenClass(AudioMixUp):
     "Train on sums of two clips, each as loud as its label weighs (between-class learning, Tokozume et al. 2018)"

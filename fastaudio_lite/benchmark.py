@@ -231,13 +231,15 @@ def esc10_run(
     bar:bool=True, # Show progress?
 )->dict: # `accuracy` on the `n` clips of `fold`, `wrong` (label, answer) pairs, `seconds` of training
     "Train `AudioCNN` from scratch on the other folds of ESC-10 and test it"
-    from fastai.basics import CrossEntropyLossFlat, IndexSplitter, L, set_seed
-    from fastaudio_lite.all import AudioDataLoaders, BetweenClass, FreqMask, RandomPiece, SpecEQ, SpecStretch, TimeMask, VTLP, audio_learner
+    from fastai.basics import CrossEntropyLossFlat, IndexSplitter, set_seed
+    from fastaudio_lite.all import AudioDataLoaders, RandomPiece, audio_learner
+    from fastaudio_lite.augment import BetweenClass, FreqMask, SpecEQ, SpecStretch, TimeMask, VTLP
     set_seed(seed, reproducible=True)
     fe = FrontEnd(sounds[0].sr, n_fft=2048, hop=1024)
     tfms = [VTLP((0.85,1.15)), SpecStretch((0.8,1.25), p=0.7, mirror=True), SpecEQ(), FreqMask(0.1), TimeMask(0.1)]
-    dls = AudioDataLoaders.from_lists('.', sounds, labels, splitter=IndexSplitter(L(folds).argwhere(fold.__eq__)), bs=16, drop_last=True,
-        front_end=fe, sr=fe.sr, item_tfms=RandomPiece(3.), batch_tfms=tfms, num_workers=0)
+    splitter = IndexSplitter(L(folds).argwhere(fold.__eq__))
+    dls = AudioDataLoaders.from_lists('.', sounds, labels, splitter=splitter, front_end=fe, item_tfms=RandomPiece(3.),
+        batch_tfms=tfms, bs=16, drop_last=True, num_workers=0)
     learn,t0 = audio_learner(dls, loss_func=CrossEntropyLossFlat(), cbs=BetweenClass()),perf_counter()
     with nullcontext() if bar else learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 5e-3, cbs=_unseen())
     seconds = perf_counter()-t0
