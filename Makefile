@@ -7,7 +7,7 @@
 
 PYTHON =
 LOCK = constraints.txt
-BENCHMARKS = frontend fsdd-official hmm-digits digits-hmm digits-ctc an4-ctc an4-ctc-lm an4-ctc-phone an4-to-fsdd decode
+BENCHMARKS = frontend fsdd-official esc10 hmm-digits digits-hmm digits-ctc an4-ctc an4-ctc-lm an4-ctc-phone an4-to-fsdd decode
 LAB_ARGS =
 
 # What a shell may carry that would change what is installed, imported or drawn. Index settings of pip stay.

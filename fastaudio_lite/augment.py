@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['noise_colors', 'sample_at', 'AudioAug', 'WavAug', 'SpecAug', 'Gain', 'Polarity', 'Shift', 'color_noise', 'AddNoise',
            'SpeedPitch', 'TimeStretch', 'fft_filter', 'Reverb', 'RandomEQ', 'BandPass', 'Cutout', 'FreqMask',
-           'TimeMask', 'VTLP', 'SpecStretch', 'aug_tfms', 'mu_law', 'Telephone', 'RoomAtEnd', 'speech_tfms',
-           'AudioMixUp', 'AudioCutMix', 'AverageWeights']
+           'TimeMask', 'VTLP', 'SpecStretch', 'SpecEQ', 'aug_tfms', 'mu_law', 'Telephone', 'RoomAtEnd', 'speech_tfms',
+           'AudioMixUp', 'AudioCutMix', 'BetweenClass', 'AverageWeights']
 
 # %% ../nbs/03_augment.ipynb #d54d596f
 import math, warnings
@@ -423,15 +423,35 @@ class SpecStretch(SpecAug):
     order,new_lens = 28,True
     def __init__(self,
         rate:tuple=(0.9,1.1), # (min,max) speed: 2 lasts half as long
-        p:float=1. # Probability that an item is changed
+        p:float=1., # Probability that an item is changed
+        mirror:bool=False # Keep the length: a squeezed item goes on with its mirror image
     ):
         super().__init__(p)
-        self.rate = _pair('rate', rate, 0.1, 10.)
+        self.rate,self.mirror = _pair('rate', rate, 0.1, 2. if mirror else 10.),mirror
 
     def aug(self, x, n, src):
-        r,T = self.draw(x, self.rate).view(-1,1),x.shape[-1]
-        pos = torch.minimum(torch.arange(T, device=x.device)*r, n[:,None]-1.)
-        return sample_at(x, pos), (n/r[:,0]).round().long().clamp(1,T)
+        r,T,end = self.draw(x, self.rate).view(-1,1),x.shape[-1],n[:,None]-1.
+        pos = torch.arange(T, device=x.device)*r
+        if self.mirror: return sample_at(x, (end - (end-pos).abs()).clamp(min=0)), n
+        return sample_at(x, torch.minimum(pos, end)), (n/r[:,0]).round().long().clamp(1,T)
+
+# %% ../nbs/03_augment.ipynb #2b1dfeed
+class SpecEQ(SpecAug):
+    "Turn random tone controls on a spectrogram in decibels: a smooth random sum over its rows"
+    order = 29
+    def __init__(self,
+        gain:tuple=(-0.3,0.3), # (min,max) at each knob, in units of the spectrogram: standard deviations where it is normalised
+        n_bands:int=5, # Knobs, evenly spaced over the rows
+        p:float=0.7 # Probability that an item is changed
+    ):
+        super().__init__(p)
+        if n_bands<2: raise ValueError(f"got n_bands={n_bands}, expected 2 or more")
+        self.gain,self.n_bands = _pair('gain', gain),n_bands
+
+    def aug(self, x, n, src):
+        g = x.new_empty(len(x), 1, self.n_bands).uniform_(*self.gain)
+        pos = torch.linspace(0, self.n_bands-1, x.shape[-2], device=x.device)
+        return x + sample_at(g, pos.expand(len(x), -1))[...,None]
 
 # %% ../nbs/03_augment.ipynb #2d703a76
 def aug_tfms(
@@ -591,6 +611,32 @@ class AudioCutMix(AudioMixUp):
         t = torch.arange(x.shape[-1], device=x.device)
         cut = ((t>=a[:,None]) & (t<(a+w)[:,None])).view(len(x), *[1]*(x.ndim-2), -1)
         return torch.where(cut, o, x), n, 1-w/n
+
+# %% ../nbs/03_augment.ipynb #50196492
+def _peak(x):
+    "Level of the loudest of 32 stretches of each clip `(B,1,1)`, never 0"
+    k = max(1, x.shape[-1]//32)
+    power = torch.nn.functional.avg_pool1d(x.square().mean(1, keepdim=True), k)
+    return power.amax(-1, keepdim=True).sqrt().clamp(min=1e-4)
+
+class BetweenClass(AudioMixUp):
+    "Train on sums of two clips, each as loud as its label weighs (between-class learning, Tokozume et al. 2018)"
+    def __init__(self,
+        alpha:float=1. # Of the `Beta(alpha,alpha)` that weights are drawn from; 1: all weights alike
+    ): super().__init__(alpha)
+
+    def mix(self,
+        x:torch.Tensor, # Batch `(B,C,T)`
+        o:torch.Tensor, # The partner of each item, same shape
+        n:torch.Tensor, # Valid lengths of `x`, `(B,)`
+        m:torch.Tensor, # Valid lengths of `o`, `(B,)`
+        lam:torch.Tensor # A draw from Beta for each item, `(B,)`
+    )->tuple: # (mixed batch, its valid lengths, weight of `x`'s own labels)
+        "Sum of equal energy, as long as the longer; an item keeps the larger weight in its own place"
+        lam = torch.maximum(lam, 1-lam)
+        w = lam.view(-1,1,1)
+        a,b = w/_peak(x),(1-w)/_peak(o)
+        return (a*x+b*o)/(a.square()+b.square()).sqrt(), torch.maximum(n, m), lam
 
 # %% ../nbs/03_augment.ipynb #93c39644
 class AverageWeights(Callback):

@@ -20,7 +20,7 @@ from fastaudio_lite.spectrogram import AudioSpectrogram, AudioToSpec, FrontEnd
 
 wav_tfms = [Gain, Polarity, Shift, partial(Shift, mode='roll'), AddNoise, partial(AddNoise, color=list(noise_colors)), SpeedPitch,
     TimeStretch, Reverb, RandomEQ, BandPass, Cutout]
-spec_tfms = [VTLP, SpecStretch, FreqMask, TimeMask]
+spec_tfms = [VTLP, SpecStretch, partial(SpecStretch, mirror=True), SpecEQ, FreqMask, TimeMask]
 drawn = [t for t in wav_tfms+spec_tfms if t is not Polarity]
 def name(t): return getattr(t, '__name__', None) or f'{t.func.__name__}-{t.keywords}'
 every = pytest.mark.parametrize('t', wav_tfms+spec_tfms, ids=name)
@@ -37,7 +37,7 @@ def pitch(x, sr=8000): return np.abs(np.fft.rfft(x*np.hanning(len(x)))).argmax()
 def batch(lens, sr=8000, T=None, C=1, seed=0, dtype=torch.float32):
     g = torch.Generator().manual_seed(seed)
     return pad_audio([AudioTensor((torch.rand(C,n,generator=g)*2-1).to(dtype)*0.3, sr=sr) for n in lens], n=T)
-def given_to(t, x): return FrontEnd(sr=x.sr, n_mels=20, n_fft=256, hop=64, norm=None)(x) if getattr(t, 'func', t) in spec_tfms else x
+def given_to(t, x): return FrontEnd(sr=x.sr, n_mels=20, n_fft=256, hop=64, norm=None)(x) if t in spec_tfms else x
 
 @pytest.fixture(scope='module')
 def digits(): return pad_audio([load_audio(o, sr=8000) for o in digit_files('starter')[::60]], n=8000)
@@ -196,6 +196,23 @@ def test_spec_stretch_interp(digits):
         ref = [np.interp(np.arange(m)*0.8, np.arange(n), o[:n]) for o in plain(s)[i,0].numpy()]
         assert np.abs(plain(y)[i,0,:,:m].numpy()-ref).max() < 1e-3
 
+@pytest.mark.parametrize('rate', [0.7,1.3,2.])
+def test_spec_stretch_mirror(digits, rate):
+    s = given_to(SpecStretch, digits)
+    y = SpecStretch(rate, mirror=True)(s, split_idx=0)
+    assert torch.equal(y.lens, s.lens)
+    for i,n in enumerate(s.lens.tolist()):
+        both = np.concatenate([plain(s)[i,0,:,:n], plain(s)[i,0,:,:n-1].flip(-1)], -1)
+        ref = [np.interp(np.arange(n)*rate, np.arange(2*n-1), o) for o in both]
+        assert np.abs(plain(y)[i,0,:,:n].numpy()-ref).max() < 1e-2
+
+def test_spec_eq(digits):
+    s = given_to(SpecEQ, digits)
+    y = seeded(SpecEQ((-2.,3.), 2, p=1.), s)
+    for i,n in enumerate(s.lens):
+        d = (plain(y)-plain(s))[i,0,:,:n]
+        assert d.std(1).max() < 1e-4 and d.diff(n=2, dim=0).abs().max() < 1e-4 and -2<=d.min() and d.max()<=3
+
 def test_masks_cover_at_most(digits):
     s = given_to(FreqMask, digits)
     for seed in range(10):
@@ -224,14 +241,15 @@ def test_wrong_type_warns():
     wav = tone(440)
     spec = FrontEnd(sr=8000)(wav)
     for t in spec_tfms:
-        with pytest.warns(AudioWarning, match=f'{t.__name__} got AudioTensor'): assert t()(wav, split_idx=0) is wav
+        with pytest.warns(AudioWarning, match=f'{getattr(t, "func", t).__name__} got AudioTensor'): assert t()(wav, split_idx=0) is wav
     with pytest.warns(AudioWarning, match='place it before AudioToSpec'): Gain()(spec, split_idx=0)
     with warnings.catch_warnings(action='error'): assert Gain()(tensor(3), split_idx=0)==3
 
 @pytest.mark.parametrize('f,msg', [(lambda: Gain(p=1.5), 'p=1.5'), (lambda: Shift(p=-1), 'p=-1'), (lambda: Gain((3,-3)), 'min <= max'),
     (lambda: AddNoise(color='green'), 'white'), (lambda: AddNoise(color=[]), 'white'), (lambda: AddNoise(color=['pink','sky']), 'sky'),
     (lambda: Shift(mode='loop'), 'roll'), (lambda: SpeedPitch(0), 'factor=0'), (lambda: Cutout((0,2)), 'frac'), (lambda: FreqMask(1.5), 'max_frac'),
-    (lambda: BandPass((100,3000), (2000,3800)), 'below'), (lambda: RandomEQ(n_bands=1), 'n_bands'), (lambda: VTLP(f_hi=2), 'f_hi'),
+    (lambda: BandPass((100,3000), (2000,3800)), 'below'), (lambda: RandomEQ(n_bands=1), 'n_bands'), (lambda: SpecEQ(n_bands=1), 'n_bands'),
+    (lambda: SpecStretch(3., mirror=True), 'rate'), (lambda: BetweenClass(0), 'alpha'), (lambda: VTLP(f_hi=2), 'f_hi'),
     (lambda: aug_tfms(-1), 'strength'), (lambda: AudioMixUp(on='text'), "'wav' or 'spec'"), (lambda: AudioMixUp(0), 'alpha')])
 def test_errors(f, msg):
     with pytest.raises(ValueError, match=msg) as e: f()
@@ -311,3 +329,23 @@ def test_cutmix_pastes_no_padding():
         moved = m.perm!=torch.arange(4)
         assert torch.allclose(own[moved], m.lam[moved], atol=2e-3) and torch.equal(y.lens, x.lens)
         assert all((plain(y)[i,0,:n]!=0).all() for i,n in enumerate(x.lens))
+
+@settings(max_examples=20, deadline=None)
+@given(gain=st.floats(-40, 40), lam=st.floats(0, 1))
+def test_between_class_weighs_loudness(gain, lam):
+    x,o = batch([4000,3000], seed=1),batch([2000,4000], seed=2)
+    y,n,w = BetweenClass().mix(*map(plain, (x, o*10**(gain/20))), x.lens, o.lens, torch.full((2,), lam))
+    assert torch.equal(n, tensor([4000,4000])) and torch.allclose(w, torch.full((2,), max(lam, 1-lam)))
+    for i in range(2):
+        a,b = torch.linalg.lstsq(torch.stack([plain(x)[i,0], plain(o)[i,0]], 1).double(), y[i,0].double()).solution
+        loud = [augment._peak(plain(v)[i:i+1]).item() for v in (x,o)]
+        assert abs(a*loud[0]*(1-w[i]) - b*loud[1]*w[i]) < 1e-3*abs(a*loud[0])
+
+def test_between_class_trains_and_takes_silence():
+    torch.manual_seed(0)
+    learn = Learner(make_dls([]), Net(), loss_func=CrossEntropyLossFlat(), cbs=BetweenClass(), lr=0.1)
+    learn.remove_cb(ProgressCallback)
+    with learn.no_logging(): learn.fit(3)
+    assert learn.recorder.values[-1][1] < learn.recorder.values[0][1]
+    x,n = torch.zeros(2,1,100),torch.full((2,), 100)
+    assert torch.equal(BetweenClass().mix(x, x, n, n, torch.rand(2))[0], x)

@@ -247,6 +247,18 @@ def test_crop():
     for o in (0, -1, float('nan')):
         with pytest.raises(ValueError, match='above zero'): CropAudio(o)
 
+def test_random_piece(folder):
+    x = AudioTensor(torch.arange(1000)[None]/1000, sr=8000)
+    tfm = RandomPiece(0.05)
+    assert all(tfm(x, split_idx=s) is x for s in (1,None)) and tfm(x[:,:400], split_idx=0).n_samples==400
+    pieces = [tfm(x, split_idx=0) for _ in range(200)]
+    starts = [int(o[0,0]*1000+0.5) for o in pieces]
+    assert min(starts)<50 and max(starts)>950 and all(o.sr==8000 for o in pieces)
+    for o,i in zip(pieces, starts): assert torch.equal(plain(o)[0], plain(x)[0].roll(-i)[:400])
+    with pytest.raises(ValueError, match='above zero'): RandomPiece(0)
+    dls = L.from_folder(folder, item_tfms=RandomPiece(0.05), front_end=False, **kw)
+    assert dls.one_batch()[0].shape[-1]==400 and dls.valid.one_batch()[0].shape[-1]>400
+
 def test_crop_valid(folder):
     dls = L.from_folder(folder, dur=0.12, front_end=False, **kw)
     a,b = [[x for x,_ in dls.valid] for _ in range(2)]
