@@ -73,16 +73,26 @@ def _with_bar(items, what):
         if i%max(n//100, 1)==0 or i==n: _bar(i, n, what)
 
 # %% ../nbs/34_cli.ipynb #4795be6f
+def _note_ctrl_c(seen):
+    "Ctrl-C raises as ever, and is noted in `seen`: libraries that catch every exception may swallow it"
+    def _ctrl_c(*args):
+        seen.append(args)
+        raise KeyboardInterrupt
+    if current_thread() is main_thread(): signal.signal(signal.SIGINT, _ctrl_c)
+
 def _progress(line):
     "A fastai callback: a bar for the batches of each epoch, and `line` for what the recorder says of it"
     from fastai.callback.core import Callback
     from fastai.callback.progress import ProgressCallback
     class Progress(Callback):
         order = 60
+        def __init__(self): self.ctrl_c = []
         def after_create(self):
             self.learn.remove_cbs(ProgressCallback)
             self.learn.logger = line
+        def before_fit(self): _note_ctrl_c(self.ctrl_c)
         def after_batch(self):
+            if self.ctrl_c: raise KeyboardInterrupt
             if self.training: _bar(self.iter+1, self.n_iter, f'epoch {self.epoch+1}/{self.n_epoch}')
     return Progress()
 

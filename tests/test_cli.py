@@ -39,6 +39,20 @@ def shell(*args, **kwargs): return subprocess.run([sys.executable, '-c', 'from f
 def left(): return sorted(str(o) for o in Path().rglob('*') if o.is_file())
 model_files = ['README.md', 'config.json', 'model.safetensors']
 
+def test_swallowed_ctrl_c():
+    "A Ctrl-C that some library catches and forgets still ends the training"
+    from fastai.basics import Callback
+    from fastai.test_utils import synth_learner
+    class Deaf(Callback):
+        def before_step(self):
+            try: signal.raise_signal(signal.SIGINT)
+            except: self.heard = self.iter
+    learn,old = synth_learner(cbs=[cli_mod._progress(print), deaf := Deaf()]),signal.getsignal(signal.SIGINT)
+    try:
+        with expect_fail(KeyboardInterrupt): learn.fit(1)
+    finally: signal.signal(signal.SIGINT, old)
+    assert deaf.heard==0
+
 # Help
 def _help_time():
     t0 = time.perf_counter()
