@@ -327,7 +327,9 @@ def _throw(dls, seed):
 
 def _memory(learn):
     "What remembers something between epochs: callbacks with a `state_dict`, and the front end's statistics"
-    fes = {f'front end {i}':o.front_end for i,o in enumerate(learn.dls.after_batch.fs) if hasattr(o, 'front_end')}
+    dl = learn.dls.train
+    tfms = (dl.dl if hasattr(dl, 'world_size') else dl).after_batch.fs # on several processes the loader is wrapped
+    fes = {f'front end {i}':o.front_end for i,o in enumerate(tfms) if hasattr(o, 'front_end')}
     return {o.name:o for o in learn.cbs if hasattr(type(o), 'state_dict')} | fes
 
 # %% ../nbs/05_classifier.ipynb #3a9be7c4
