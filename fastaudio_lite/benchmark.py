@@ -6,7 +6,7 @@
 __all__ = ['benchmarks', 'machine', 'results_path', 'write_result', 'time_ratio', 'bench_frontend', 'fsdd_run',
            'bench_fsdd_official', 'an4_model', 'heard', 'bench_an4', 'an4_lm', 'bench_an4_ctc', 'bench_an4_ctc_lm',
            'telephone', 'bench_an4_ctc_phone', 'bench_an4_to_fsdd', 'digits_model', 'bench_digits_ctc',
-           'bench_hmm_digits', 'bench_digits_hmm', 'bench_decode']
+           'bench_hmm_digits', 'bench_digits_hmm', 'bench_decode', 'bench_long_sets']
 
 # %% ../nbs/32_benchmark.ipynb #1144f840
 import json, os, platform, re
@@ -394,7 +394,24 @@ def bench_decode(
     return write_result('decode', 'utterances/s, flashlight = 1', value, perf_counter()-t0, split, path=path,
         rates=rates, differ=_counts(others), differ_lm=_counts(with_lm), n=len(lps), n_python=20)
 
+# %% ../nbs/32_benchmark.ipynb #81f6be3a
+def bench_long_sets(
+    sizes:tuple=(1000,10_000,100_000), # Clips
+    workers:tuple=(0,2), # Processes that load
+    path:Path|None=None, # Folder of the result; None: `results_path()`
+)->dict: # What was written: `runs` holds what `epoch_cost` says of each size
+    "Sets of one-second clips, made by repetition: time to start, an epoch and memory, in a fresh process each"
+    from fastaudio_lite.scale import fresh_cost, long_set
+    t0,runs = perf_counter(),[]
+    for n in sizes:
+        with TemporaryDirectory() as d:
+            long_set(d, n)
+            runs += [fresh_cost(d, w) for w in workers]
+    each = [o['epoch_cpu']/o['n'] for o in runs if o['workers']==workers[0]]
+    split = f"{', '.join(f'{o:,}' for o in sizes)} clips of 1 s at 8 kHz: links to the starter set's digits; 9 in 10 for training; tiny network"
+    return write_result('long-sets', 'processor time a clip, next smaller set = 1', round(each[-1]/each[-2], 3), perf_counter()-t0, split, path=path, runs=runs)
+
 # %% ../nbs/32_benchmark.ipynb #02fba918
 benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,
     'an4-ctc-phone': bench_an4_ctc_phone, 'an4-to-fsdd': bench_an4_to_fsdd, 'digits-ctc': bench_digits_ctc,
-    'hmm-digits': bench_hmm_digits, 'digits-hmm': bench_digits_hmm, 'decode': bench_decode}
+    'hmm-digits': bench_hmm_digits, 'digits-hmm': bench_digits_hmm, 'decode': bench_decode, 'long-sets': bench_long_sets}
