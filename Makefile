@@ -7,7 +7,8 @@
 
 PYTHON =
 LOCK = constraints.txt
-BENCHMARKS = frontend fsdd-official esc10 hmm-digits digits-hmm digits-ctc an4-ctc an4-ctc-lm an4-ctc-phone an4-to-fsdd decode
+BENCHMARKS = frontend fsdd-official fsdd-loso fsdd-zero fsdd-loso-extra esc10 hmm-digits digits-hmm digits-ctc an4-ctc an4-ctc-lm an4-ctc-phone \
+	an4-to-fsdd decode throughput on-the-fly long-sets
 LAB_ARGS =
 
 # What a shell may carry that would change what is installed, imported or drawn. Index settings of pip stay.
@@ -84,5 +85,5 @@ install:
 	lock=; if [ "$(LOCK)" ] && $(py) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then lock="-c $(LOCK)"; fi; \
 	echo "Installing into .venv, once: about 4 minutes and 6 GB, most of it PyTorch"; \
 	rm -f .venv/.installed; : > .venv/.installing; \
-	$(py) -m pip install -e '.[lessons,timm,onnx,hub,dev]' $$lock || { rm -f .venv/.installing; echo "The install did not finish; the lines above say why. Then call make again." >&2; exit 1; }; \
+	$(py) -m pip install -e '.[lessons,timm,onnx,hub,scale,dev]' $$lock || { rm -f .venv/.installing; echo "The install did not finish; the lines above say why. Then call make again." >&2; exit 1; }; \
 	printf '%s' "$(want)" > .venv/.installing && mv .venv/.installing .venv/.installed

@@ -661,14 +661,17 @@ def get_audio_files(
     path = Path(path).expanduser()
     if not path.is_dir(): raise FileNotFoundError(f"got {path}, "
         "expected an existing folder with sound files: check its name")
-    res = []
+    names = sorted(_audio_names(path, recurse, folders), key=lambda o: os.path.normcase(o).split(os.sep)) # As paths, and faster
+    return L(map(Path, names))
+
+def _audio_names(path, recurse=True, folders=None):
+    "Yield the names of the sound files in `path`, as they come"
     for d,ds,fs in os.walk(path, followlinks=True):
-        top = Path(d)==path
+        top = Path(d)==Path(path)
         named = folders if top and folders else ds
         ds[:] = [o for o in ds if recurse and o in named and o[0]!='.' and not _loops(d, o)]
         if top and folders: continue
-        res += [Path(d)/o for o in fs if o[0]!='.' and Path(o).suffix.lower() in audio_extensions]
-    return L(sorted(res))
+        yield from (os.path.join(d, o) for o in fs if o[0]!='.' and os.path.splitext(o)[1].lower() in audio_extensions)
 
 def _loops(d, o):
     "Is the folder `o` in `d` a link to `d` itself or to a folder around it?"

@@ -31,21 +31,34 @@ def len_mask(
     if lens is None or int(lens.min()) >= x.shape[-1]: return None
     return (torch.arange(x.shape[-1], device=x.device) < lens[:,None])[:,None,None].to(x.dtype)
 
+def _n_processes():
+    "Processes that train together"
+    d = torch.distributed
+    return d.get_world_size() if d.is_available() and d.is_initialized() else 1
+
+def _total(x):
+    "`x` added up over all processes, gradients too"
+    if _n_processes()==1: return x
+    from torch.distributed.nn.functional import all_reduce
+    return all_reduce(x)
+
+# %% ../nbs/05_classifier.ipynb #5d0c2b7e
 class MaskedBatchNorm(nn.BatchNorm2d):
-    "Batch normalisation whose statistics leave the padding out (Ioffe and Szegedy 2015, on real frames)"
+    "Batch normalisation whose statistics leave the padding out (Ioffe and Szegedy 2015, on real frames), over all processes"
     def forward(self,
         x:torch.Tensor, # Features `(B,C,F,T)`
         mask:torch.Tensor|None=None, # 1 where real `(B,1,1,T)`
     )->torch.Tensor: # Normalised features, 0 where padded
         "Normalise `x` by the mean and variance of its real frames"
+        if mask is None and self.training and _n_processes()>1: mask = x.new_ones(len(x), 1, 1, x.shape[-1])
         if mask is None: return super().forward(x)
         return (self._stats(x, mask) if self.training else super().forward(x))*mask
 
     def _stats(self, x, mask):
         dtype,x,mask = x.dtype,x.float(),mask.float()                       # half precision is too coarse for sums
-        n = mask.sum()*x.shape[2]
-        mean = (x*mask).sum((0,2,3))/n                                     # (C,)
-        var = ((x - mean[:,None,None]).square()*mask).sum((0,2,3))/n
+        n = _total(mask.sum()*x.shape[2])
+        mean = _total((x*mask).sum((0,2,3)))/n                             # (C,)
+        var = _total(((x - mean[:,None,None]).square()*mask).sum((0,2,3)))/n
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var*n/(n-1).clamp(min=1), self.momentum)
@@ -320,7 +333,9 @@ def _throw(dls, seed):
 
 def _memory(learn):
     "What remembers something between epochs: callbacks with a `state_dict`, and the front end's statistics"
-    fes = {f'front end {i}':o.front_end for i,o in enumerate(learn.dls.after_batch.fs) if hasattr(o, 'front_end')}
+    dl = learn.dls.train
+    tfms = (dl.dl if hasattr(dl, 'world_size') else dl).after_batch.fs # on several processes the loader is wrapped
+    fes = {f'front end {i}':o.front_end for i,o in enumerate(tfms) if hasattr(o, 'front_end')}
     return {o.name:o for o in learn.cbs if hasattr(type(o), 'state_dict')} | fes
 
 # %% ../nbs/05_classifier.ipynb #3a9be7c4
@@ -330,6 +345,7 @@ def checkpoint(
 ): # A callback; its `load(learn)` gives the epoch to begin with, 0 without a file, or raises `ValueError`
     "A training that is stopped at any moment goes on from its last whole epoch, with the result that it would have had"
     from fastai.callback.core import Callback
+    from fastai.torch_core import get_model, rank_distrib
     fn,about = Path(fn),about or {}
     class Checkpoint(Callback):
         order,first,mem = 70,0,{}
@@ -347,12 +363,12 @@ def checkpoint(
         def before_fit(self):
             for k,v in self.mem.items(): _memory(self.learn)[k].load_state_dict(v)
 
-        def before_epoch(self): _throw(self.dls, 1000*self.seed+self.epoch)
+        def before_epoch(self): _throw(self.dls, 1000*self.seed+self.epoch+7919*rank_distrib())
 
         def after_epoch(self):
-            if self.epoch<self.first: return # an epoch of an earlier call, passed over
+            if self.epoch<self.first or rank_distrib(): return # passed over, or written by the first process
             tmp,mem = fn.with_suffix('.tmp'),{k:o.state_dict() for k,o in _memory(self.learn).items()}
-            now = dict(model=self.model.state_dict(), opt=list(self.opt.state_dict()['state']), mem=mem)
+            now = dict(model=get_model(self.model).state_dict(), opt=list(self.opt.state_dict()['state']), mem=mem)
             torch.save(dict(about=about, seed=self.seed, epoch=self.epoch+1, **now), tmp)
             tmp.replace(fn)
     return Checkpoint()

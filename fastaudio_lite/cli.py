@@ -7,7 +7,7 @@ __all__ = ['commands', 'demo', 'get', 'train', 'predict', 'train_asr', 'transcri
 
 # %% ../nbs/34_cli.ipynb #f6e26f81
 import argparse, inspect, os, re, signal, sys, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -57,6 +57,16 @@ def _check_numbers(**kwargs):
     for k,v in kwargs.items():
         lo,hi = _limits[k]
         _need(v is None or lo<=v<=hi, f"got --{k} {v}, expected a number from {lo} to {hi}")
+
+# %% ../nbs/34_cli.ipynb #e41f0b27
+def _rank(): return int(os.environ.get('RANK', 0))
+def _processes(): return int(os.environ.get('WORLD_SIZE', 1))
+
+@contextmanager
+def _one_voice():
+    "Of several processes, only the first one speaks"
+    if not _rank(): return (yield)
+    with open(os.devnull, 'w') as f, redirect_stderr(f), redirect_stdout(f): yield
 
 # %% ../nbs/34_cli.ipynb #4685d939
 def _bar(i, n, what):
@@ -168,6 +178,7 @@ def _device():
     from fastaudio_lite.datasets import settings
     d = settings().device
     _need(not d.startswith('cuda') or torch.cuda.is_available(), f"setting device is {d!r}, expected auto or cpu: PyTorch finds no such device here")
+    if torch.cuda.is_available() and _processes()>1: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     return None if d=='auto' else torch.device(d)
 
 def _learner(clips, labels, splits, front_end, tfms=None, dur=None, bs=32, arch='AudioCNN', workers=0):
@@ -472,6 +483,7 @@ def _training_folder(out, run):
     "The folder of a training towards `out`, with the settings `run`; an error if it was begun with others"
     import json
     folder = out.parent/f'.{out.name}-training'
+    if _rank(): return folder
     fn = folder/'settings.json'
     if fn.exists() and (folder/'checkpoint.pt').exists():
         _same_run(fn, run)
@@ -492,12 +504,23 @@ def _sum_of(text):
 def _resumable(folder):
     "Remove the `folder` of a training after success, or where it has no checkpoint; say after Ctrl-C if it can go on"
     from shutil import rmtree
+    if _rank(): return (yield)
     try: yield
     except BaseException as e: # Ctrl-C is none of the Exceptions
         if not (folder/'checkpoint.pt').exists(): rmtree(folder)
         elif isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt('the same command goes on where it stopped') from e
         raise
     rmtree(folder)
+
+# %% ../nbs/34_cli.ipynb #7be20c14
+@contextmanager
+def _together(learn):
+    "Train `learn` together with the other processes, if there are any"
+    if _processes()<2: return (yield)
+    from fastaudio_lite.scale import scaled
+    from torch.distributed import destroy_process_group
+    with scaled(learn): yield
+    destroy_process_group()
 
 # %% ../nbs/34_cli.ipynb #1a6c561a
 def train(
@@ -509,7 +532,7 @@ def train(
     arch:str='AudioCNN', # Network: AudioCNN, torchvision:resnet18, or the name of a timm model
     valid:float=20., # Percent of each class to hold out, where the source does not say
     seed:int=42, # Of everything random
-    bs:int=16, # Clips in a batch
+    bs:int=16, # Clips in a batch, of each process
     lr:float=5e-3, # Highest learning rate
     workers:int=0, # Processes that read ahead, for sets too large to be kept in memory
     augment:bool=True # Change the training clips at random? --no-augment leaves them as they are
@@ -525,7 +548,7 @@ def train(
     from fastaudio_lite.augment import aug_tfms
     from fastaudio_lite.spectrogram import FrontEnd
     clips,sr,dur = _read_clips(files, sr, dur)
-    n,epochs = len(splits[0]),epochs or _epochs(len(splits[0]), bs)
+    n,epochs = len(splits[0]),epochs or _epochs(len(splits[0]), bs*_processes())
     run = dict(epochs=epochs, sr=sr, dur=dur, arch=arch, seed=seed, bs=bs, lr=lr, augment=augment)
     print(f'{n} clips of {len(set(labels))} classes, up to {dur:.2f} s at {sr} Hz; held out: {len(splits[1])}, {split}', flush=True)
     set_seed(seed, reproducible=True)
@@ -533,7 +556,7 @@ def train(
     fe,tfms = FrontEnd(sr, n_mels=64 if sr>=8000 else 32),aug_tfms() if augment else None
     learn = _learner(clips, labels, splits, fe, tfms, dur, bs, arch, workers)
     folder = _training_folder(out, dict(run, recordings=_sum_of(str((files, labels, splits)))))
-    with _resumable(folder):
+    with _resumable(folder), _together(learn):
         _fit(learn, folder, epochs, lr)
         _save(learn, out, base, split=split, trained_on=n, epochs=epochs, seeds=1)
 
@@ -547,6 +570,7 @@ def _save(learn, out, base, split, **counts):
     "Measure a trained classifier beside the baseline `base`, and save it"
     from fastaudio_lite.export import save_pretrained
     (wrong,acc),n = _confusions(learn),len(learn.dls.valid_ds)
+    if _rank(): return
     print('\n'.join([f'Right on {acc:.1%} of {n} held-out clips; the baseline, nearest mean of MFCCs: {base:.1%}', *wrong]))
     figures = dict(accuracy=acc, baseline_accuracy=base, split=split, n=n, **counts)
     print(f'Written: {_short(save_pretrained(learn, out, figures))}\nAsk it: fastaudio-lite predict FILE --model {out}')
@@ -973,8 +997,9 @@ def main(
     debug = os.environ.pop('FASTAUDIO_LITE_DEBUG', '0') not in ('', '0', 'no')
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # Threads that wait actively slow each other down fourfold on a busy machine
     try:
-        with _warn_lines():
+        with _warn_lines(), _one_voice():
             f,args,kw = _parse(sys.argv[1:] if argv is None else list(map(str, argv)))
+            _need(f is train or _processes()<2, f"got {_processes()} processes, expected one: only train works on several")
             code = f(*args, **kw) or 0
             sys.stdout.flush()
             return code

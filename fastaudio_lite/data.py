@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, TransformBlock
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders, TfmdDL, TfmdLists
 from fastai.data.load import fa_collate
 from fastai.data.transforms import Categorize, ColReader, ColSplitter, GrandparentSplitter, ItemGetter
 from fastai.data.transforms import RandomSplitter, RegexLabeller, parent_label
@@ -26,7 +26,7 @@ from fasttransform import Transform, DisplayedTransform
 from plum import dispatch
 
 from .audio import AudioError, AudioTensor, AudioWarning, audio_extensions, dur2n
-from .audio import get_audio_files, load_audio, pad_audio
+from .audio import _audio_names, get_audio_files, load_audio, pad_audio
 from .datasets import settings
 from .spectrogram import AudioSpectrogram, AudioToSpec, FrontEnd
 
@@ -150,11 +150,12 @@ class OpenAudio(Transform):
         return load_audio(o, sr=self.sr, mono=self.mono)
 
     def setups(self, items):
+        if isinstance(items, TfmdLists) and not items.tfms.fs and isinstance(items.items, list|L): items = items.items # For speed
         gone = [str(o) for i in range(len(items)) if _is_gone(o := items[i])]
         if gone: raise FileNotFoundError(f"got {len(gone)} of {len(items)} sounds that are not there "
             f"({', '.join(gone[:3])}{', ...' if gone[3:] else ''}), expected existing files: check the folder, or leave them out")
 
-def _is_gone(o): return isinstance(o, (str,Path)) and not os.path.isfile(os.path.expanduser(o))
+def _is_gone(o): return isinstance(o, (str,Path)) and not (os.path.isfile(o) or os.path.isfile(os.path.expanduser(o)))
 
 # %% ../nbs/04_data.ipynb #b8c42a9c
 class CropAudio(DisplayedTransform):
@@ -331,7 +332,7 @@ def _check_folders(path, folders):
         raise ValueError(f"got {path} without {' and '.join(folders)}, expected these folders: "
             "name them with `train` and `valid`, or give valid_pct=0.2 for a random split")
     for d in [d for r in roots if r.is_dir() for d in sorted(r.iterdir()) if d.is_dir() and d.name[0]!='.' and d.name!='models']:
-        if not get_audio_files(d): raise ValueError(f"got the class folder {d} with no audio in it: put clips there, or move it")
+        if next(_audio_names(d), None) is None: raise ValueError(f"got the class folder {d} with no audio in it: put clips there, or move it")
 
 class _Bare(Transform):
     "`f` of an item, or of a path's name; a pipeline would take the annotations of `f` for types, and could not pickle a partial"

@@ -125,8 +125,8 @@ def test_documented(fn):
 
 def test_imports_declared():
     "Modules import what pyproject.toml lists, or what fastai brings"
-    known = set('fastai torch torchaudio soundfile soxr safetensors librosa matplotlib timm jiwer onnx onnxruntime onnxscript huggingface_hub tokenizers numba flashlight ctc_beam_decoder fastaudio_lite'.split())
-    brought = set('fastcore fasttransform plum numpy scipy pandas torchvision sklearn PIL IPython fastprogress packaging yaml'.split())
+    known = set('fastai torch torchaudio soundfile soxr safetensors librosa matplotlib timm jiwer onnx onnxruntime onnxscript huggingface_hub tokenizers numba flashlight ctc_beam_decoder accelerate fastaudio_lite'.split())
+    brought = set('fastcore fasttransform plum numpy scipy pandas torchvision sklearn PIL IPython fastprogress packaging yaml psutil'.split())
     trees = [ast.parse(fn.read_text(encoding='utf-8')) for fn in modules]
     names = {a.name for t in trees for o in ast.walk(t) if isinstance(o, ast.Import) for a in o.names}
     names |= {o.module for t in trees for o in ast.walk(t) if isinstance(o, ast.ImportFrom) and not o.level}
