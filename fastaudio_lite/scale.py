@@ -9,6 +9,7 @@ __all__ = ['ScaledDL', 'ScaledTrainer', 'scaled', 'long_set', 'MemoryUse', 'epoc
 import json, os, subprocess, sys
 from contextlib import contextmanager
 from hashlib import sha1
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
@@ -24,8 +25,7 @@ from .data import AudioDataLoaders
 from .datasets import digit_label, starter_path
 from .spectrogram import FrontEnd
 
-try: from accelerate import Accelerator
-except ImportError as e: raise ImportError("got no package accelerate, expected it for several processes: pip install accelerate") from e
+if not find_spec('accelerate'): raise ImportError("got no package accelerate, expected it for several processes: pip install accelerate")
 from fastai.distributed import DistributedDL, DistributedTrainer
 
 # %% ../nbs/08_scale.ipynb #1e23ae60
