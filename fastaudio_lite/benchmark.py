@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['benchmarks', 'machine', 'results_path', 'write_result', 'each', 'time_ratio', 'bench_frontend', 'fsdd_run',
            'bench_fsdd_official', 'an4_digits', 'digit_learner', 'fit_blind', 'by_group', 'zero_run', 'extra_run',
-           'loso_run', 'write_speakers', 'bench_fsdd_loso', 'bench_fsdd_zero', 'bench_fsdd_loso_extra', 'esc10_sounds',
-           'esc10_run', 'bench_esc10', 'an4_model', 'heard', 'bench_an4', 'an4_lm', 'bench_an4_ctc', 'bench_an4_ctc_lm',
-           'telephone', 'bench_an4_ctc_phone', 'bench_an4_to_fsdd', 'digits_model', 'bench_digits_ctc',
-           'bench_hmm_digits', 'bench_digits_hmm', 'cpu_bf16', 'bench_throughput', 'Stored', 'fly_dls', 'fly_times',
-           'break_even', 'fly_run', 'bench_on_the_fly', 'bench_decode', 'bench_long_sets']
+           'loso_run', 'write_speakers', 'bench_fsdd_loso', 'bench_fsdd_zero', 'bench_fsdd_loso_extra', 'stranger_ways',
+           'stranger_run', 'bench_strangers', 'esc10_sounds', 'esc10_run', 'bench_esc10', 'an4_model', 'heard',
+           'bench_an4', 'an4_lm', 'bench_an4_ctc', 'bench_an4_ctc_lm', 'telephone', 'bench_an4_ctc_phone',
+           'bench_an4_to_fsdd', 'digits_model', 'bench_digits_ctc', 'bench_hmm_digits', 'bench_digits_hmm', 'cpu_bf16',
+           'bench_throughput', 'Stored', 'fly_dls', 'fly_times', 'break_even', 'fly_run', 'bench_on_the_fly',
+           'bench_decode', 'bench_long_sets']
 
 # %% ../nbs/32_benchmark.ipynb #1144f840
 import json, os, platform, re, sys
@@ -254,8 +255,10 @@ def digit_learner(
     from fastaudio_lite.voices import Committee, TrimSilence, voice_tfms
     set_seed(seed, reproducible=True)
     sounds,labels = zip(*train, *test)
-    dls = AudioDataLoaders.from_lists('.', sounds, labels, splitter=IndexSplitter(range(len(train), len(sounds))), bs=64, cache=True,
-        front_end=start.front_end if start else FrontEnd(8000, n_mels=32), item_tfms=TrimSilence(), batch_tfms=voice_tfms(), dl_type=SpeechDL)
+    front_end = start.front_end if start else FrontEnd(8000, n_mels=32)
+    splitter = IndexSplitter(range(len(train), len(sounds)))
+    dls = AudioDataLoaders.from_lists('.', sounds, labels, splitter=splitter, bs=64, cache=True, front_end=front_end,
+        item_tfms=TrimSilence(), batch_tfms=voice_tfms(), dl_type=SpeechDL)
     learn = audio_learner(dls, Committee)
     if start: learn.model.load_state_dict(start.model.state_dict())
     return learn
@@ -280,9 +283,10 @@ def fit_blind(
 def by_group(
     learn, # A trained `Learner`
     groups:list, # Such as the speaker of each held-out clip
+    tta:int=0, # Augmented versions of each clip that are asked too
 )->dict: # Accuracy in each
     "Accuracy on the held-out clips, apart"
-    with learn.no_bar(): p,t = learn.get_preds()
+    with learn.no_bar(), learn.no_logging(): p,t = learn.tta(n=tta) if tta else learn.get_preds()
     ok,groups = (p.argmax(1)==t).double(),np.array(groups)
     return {k:round(ok[groups==k].mean().item(), 5) for k in sorted(set(groups))}
 
@@ -293,6 +297,7 @@ def _pairs(files): return [(o, digit_label(o)) for o in files]
 
 def _without(who): return [_pairs(o for o in _fsdd() if (digit_speaker(o)==who)==held) for held in (False,True)]
 
+# %% ../nbs/32_benchmark.ipynb #160b4824
 @cache
 def _other_voices():
     "Digits of everybody but the people of FSDD"
@@ -386,6 +391,63 @@ def bench_fsdd_loso_extra(
         if not _kept(f'zero-{s}').exists(): zero_run(s)
     runs,took = _left_out('fsdd-loso-extra', lambda k,s: extra_run(k, s, epochs), n_seeds, dict(recipe=1, epochs=epochs), path)
     return write_speakers('fsdd-loso-extra', runs, took, f"each speaker left out; trained on the other five, {_others}", path, epochs=epochs)
+
+# %% ../nbs/32_benchmark.ipynb #155b53ee
+def stranger_ways()->dict: # By name: what differs from the second one
+    "Ways to train for voices that were never heard"
+    from functools import partial
+    from fastaudio_lite.all import AudioCNN, FreqMask, TimeMask, aug_tfms
+    from fastaudio_lite.voices import Committee, TrimSilence, voice_tfms
+    def _aug(*args, **kwargs): return dict(batch_tfms=aug_tfms(*args, **kwargs))
+    return {'masks alone': dict(batch_tfms=[FreqMask(0.15), TimeMask(0.15)]), 'all of `aug_tfms`': {}, 'twice as strong': _aug(2.),
+        'without speed and pitch': _aug(speed=False), 'without the vocal tract': _aug(vtlp=False), 'without noise': _aug(noise=False),
+        'without masks': _aug(masks=False), 'rows normalised in each clip': dict(front_end=FrontEnd(8000, n_mels=32, norm='bin')),
+        'half the channels': dict(net=partial(AudioCNN, chs=(8,16,32,64))), 'silence trimmed': dict(item_tfms=TrimSilence()),
+        'committee of lesson 09': dict(net=Committee, item_tfms=TrimSilence(), batch_tfms=voice_tfms())}
+
+def stranger_run(
+    way:str, # A name of `stranger_ways`
+    out:list, # Speakers to leave out, and to test on
+    files:list, # FSDD's recordings, or others in its naming
+    epochs:int=12, # Of training
+)->dict: # `plain` and, with four more versions of each clip asked, `tta`: accuracy by speaker
+    "Train one way and test on the speakers left out"
+    from fastai.basics import FuncSplitter, set_seed
+    from fastaudio_lite.all import AudioCNN, AudioDataLoaders, aug_tfms, audio_learner
+    from fastaudio_lite.asr.text import SpeechDL
+    set_seed(0, reproducible=True)
+    how = dict(net=AudioCNN, batch_tfms=aug_tfms(), front_end=FrontEnd(8000, n_mels=32)) | stranger_ways()[way]
+    net = how.pop('net')(10)
+    splitter = FuncSplitter(lambda o: digit_speaker(o) in out)
+    dls = AudioDataLoaders.from_path_func('.', files, digit_label, splitter=splitter, bs=64, cache=True,
+        dl_type=SpeechDL, **how)
+    fit_blind(learn := audio_learner(dls, net), epochs)
+    who = list(map(digit_speaker, dls.valid_ds.items))
+    return dict(plain=by_group(learn, who), tta=by_group(learn, who, 4))
+
+# %% ../nbs/32_benchmark.ipynb #23b997a0
+def _compare(accs, tta, base):
+    "Mean, spread over speakers and mean difference to `base` with its standard error; mean of `tta`"
+    diff = [accs[k]-base[k] for k in base]
+    (mean,sd),(gain,gain_sd),(more,_) = map(_mean_sd, (list(accs.values()), diff, list(tta.values())))
+    return dict(mean=mean, sd=sd, gain=gain, gain_se=round(gain_sd/(len(diff)-1)**0.5, 5), tta=more, speakers=accs)
+
+def bench_strangers(
+    epochs:int=12, # Of each training
+    files:list|None=None, # Recordings; None: every second one of the real FSDD
+    path:Path|None=None, # Folder for `strangers.json`; None: `results_path()`
+)->dict: # What was written: accuracy of the last way, and `ways` with means, spreads, differences and `tta`
+    "What carries over between voices: ways to train, compared on pairs of speakers left out"
+    files = L(files or _fsdd()[::2])
+    who,ways = sorted(set(map(digit_speaker, files))),list(stranger_ways())
+    keys = [(w, who[i:i+2]) for w in ways for i in range(0, len(who), 2)]
+    about = dict(recipe=1, epochs=epochs, files=len(files))
+    runs,took = each('strangers', keys, lambda k: stranger_run(*k, files, epochs), about, path)
+    def _all(way, kind): return {k:v for (w,_),r in zip(keys, runs) if w==way for k,v in r[kind].items()}
+    base = _all('all of `aug_tfms`', 'plain')
+    res = {w:_compare(_all(w, 'plain'), _all(w, 'tta'), base) for w in ways}
+    split = f'{len(files)} clips, two of {len(who)} speakers left out of each training'
+    return write_result('strangers', 'accuracy', res[ways[-1]]['mean'], took, split, path=path, epochs=epochs, ways=res)
 
 # %% ../nbs/32_benchmark.ipynb #5edbed92
 def esc10_sounds(
@@ -735,7 +797,8 @@ def _stage(name, files, dtype):
     wav,spec = ([t for t in aug_tfms() if (t.order<20)==o] for o in (True,False))
     ready = [(fe(x), y) for x,y in raw]
     if name=='transform': return fe, [x for x,_ in raw], 32
-    if name=='augment': return lambda o: (_augment(wav, o[0]), _augment(spec, o[1])), [(x, o[0]) for (x,_),o in zip(raw, ready)], 32
+    pairs = [(x, o[0]) for (x,_),o in zip(raw, ready)]
+    if name=='augment': return lambda o: (_augment(wav, o[0]), _augment(spec, o[1])), pairs, 32
     return _step(name!='forward', dtype), ready, 32
 
 # %% ../nbs/32_benchmark.ipynb #8882fac1
@@ -852,7 +915,8 @@ def fly_times(
     def _table(i): return {w:dict(zip(('decode','transform','model'), r)) for w,r in zip(_ways, res[1:,...,i].median(0)[0].tolist())}
     once = (res[0,1,0]-res[1:,1,0].median(0)[0])[1].item()
     n = sum(not _unheard(files)(o) for o in files)
-    return dict(stages=_table(1), wall=_table(0), first_decode=once, store_seconds=took[1].item()*n/len(files), store_mb=store.mb, clips=n)
+    stored = dict(store_seconds=took[1].item()*n/len(files), store_mb=store.mb)
+    return dict(stages=_table(1), wall=_table(0), first_decode=once, clips=n, **stored)
 
 # %% ../nbs/32_benchmark.ipynb #8549e4d5
 def break_even(
@@ -867,7 +931,8 @@ def break_even(
         saved = times['store_seconds'] - (0 if 'every' in k else times['first_decode'])
         return round(saved/(epoch[k]-base), 1) if epoch[k]>base else None
     over = {k:round(v/base-1, 4) for k,v in epoch.items()}
-    return dict(epoch={k:round(v, 3) for k,v in epoch.items()}, overhead=over, break_even={k:_n(k) for k in epoch if k.startswith('on')})
+    evens = {k:_n(k) for k in epoch if k.startswith('on')}
+    return dict(epoch={k:round(v, 3) for k,v in epoch.items()}, overhead=over, break_even=evens)
 
 # %% ../nbs/32_benchmark.ipynb #1a529436
 def fly_run(
@@ -903,10 +968,12 @@ def bench_on_the_fly(
     def _run(key):
         way,seed = key
         return fly_times(files, fe, rounds) if way=='times' else fly_run(way, seed, files, fe, epochs)
-    keys,about = [('times', 0)] + [(w, s) for s in seeds for w in _ways[:3]],dict(recipe=1, epochs=epochs, rounds=rounds, files=len(files))
+    keys = [('times', 0)] + [(w, s) for s in seeds for w in _ways[:3]]
+    about = dict(recipe=1, epochs=epochs, rounds=rounds, files=len(files))
     (times,*res),took = each('on-the-fly', keys, _run, about, path)
     accs = {w:[r['accuracy'] for r in res[i::3]] for i,w in enumerate(_ways[:3])}
-    more = dict(accuracies={w:dict(zip(('mean','sd'), _mean_sd(a)), runs=a) for w,a in accs.items()}, times=times, **break_even(times))
+    accuracies = {w:dict(zip(('mean','sd'), _mean_sd(a)), runs=a) for w,a in accs.items()}
+    more = dict(accuracies=accuracies, times=times, **break_even(times))
     split = f"FSDD, every second clip: {times['clips']} of four speakers for training, {res[0]['n']} of two others for testing; times of CPU, 1 thread"
     return write_result('on-the-fly', 'part of an epoch', more['overhead']['on the fly'], took, split, None, list(seeds), path, epochs=epochs, **more)
 
@@ -954,7 +1021,7 @@ def bench_long_sets(
 
 # %% ../nbs/32_benchmark.ipynb #02fba918
 benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'fsdd-loso': bench_fsdd_loso, 'fsdd-zero': bench_fsdd_zero,
-    'fsdd-loso-extra': bench_fsdd_loso_extra, 'esc10': bench_esc10, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,
+    'fsdd-loso-extra': bench_fsdd_loso_extra, 'strangers': bench_strangers, 'esc10': bench_esc10, 'an4-ctc': bench_an4_ctc, 'an4-ctc-lm': bench_an4_ctc_lm,
     'an4-ctc-phone': bench_an4_ctc_phone, 'an4-to-fsdd': bench_an4_to_fsdd, 'digits-ctc': bench_digits_ctc,
     'hmm-digits': bench_hmm_digits, 'digits-hmm': bench_digits_hmm, 'decode': bench_decode, 'throughput': bench_throughput,
     'on-the-fly': bench_on_the_fly, 'long-sets': bench_long_sets}

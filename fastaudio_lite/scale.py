@@ -148,14 +148,16 @@ def epoch_cost(
     "Build loaders, take a batch and train a tiny network for one epoch"
     def _now(): return perf_counter(),sum(os.times()[:4])
     t0,c0 = _now()
-    dls = AudioDataLoaders.from_folder(folder, valid_pct=0.1, seed=1, bs=64, num_workers=workers, front_end=FrontEnd(8000, n_mels=32))
+    front_end = FrontEnd(8000, n_mels=32)
+    dls = AudioDataLoaders.from_folder(folder, valid_pct=0.1, seed=1, bs=64, num_workers=workers, front_end=front_end)
     learn,t1 = audio_learner(dls, AudioCNN(len(dls.vocab), chs=(8,16), p=0), cbs=MemoryUse()),_now()
     mb = psutil.Process().memory_info().rss/1e6
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     own,theirs = zip(*learn.memory_use.mb)
     t2,c2 = _now()
-    return dict(n=len(dls.train_ds)+len(dls.valid_ds), workers=workers, start=round(t1[0]-t0, 2), start_cpu=round(t1[1]-c0, 2),
-        epoch=round(t2-t1[0], 2), epoch_cpu=round(c2-t1[1], 2), mb=round(mb), peak=round(max(own)), worker_mb=round(max(theirs)))
+    secs = dict(start=t1[0]-t0, start_cpu=t1[1]-c0, epoch=t2-t1[0], epoch_cpu=c2-t1[1])
+    return dict(n=len(dls.train_ds)+len(dls.valid_ds), workers=workers, mb=round(mb), peak=round(max(own)), worker_mb=round(max(theirs)),
+        **{k:round(v, 2) for k,v in secs.items()})
 
 # %% ../nbs/08_scale.ipynb #3e495bfc
 def fresh_cost(
@@ -164,5 +166,6 @@ def fresh_cost(
 )->dict: # What `epoch_cost` says
     "`epoch_cost` in a process of its own, which remembers nothing"
     code = 'import json, sys; from fastaudio_lite.scale import epoch_cost; print(json.dumps(epoch_cost(sys.argv[1], int(sys.argv[2]))))'
-    res = subprocess.run([sys.executable, '-c', code, str(folder), str(workers)], stdout=subprocess.PIPE, text=True, check=True)
+    cmd = [sys.executable, '-c', code, str(folder), str(workers)]
+    res = subprocess.run(cmd, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(res.stdout.splitlines()[-1])

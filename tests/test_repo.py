@@ -140,7 +140,7 @@ def test_readme():
     assert (root/'README.md').read_text(encoding='utf-8')==text
     for fn in lessons: assert f'(nbs/{fn.name})' in text
 
-@pytest.mark.parametrize('fn', sorted((root/'results').glob('*.json')), ids=_id)
+@pytest.mark.parametrize('fn', sorted((root/'results').glob('[!.]*.json')), ids=_id)
 def test_results(fn):
     "A figure says how it was made"
     d = json.loads(fn.read_text(encoding='utf-8'))
