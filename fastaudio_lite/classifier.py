@@ -292,7 +292,7 @@ def audio_learner(
     n_out,n_in = n_out or get_c(dls),dls.one_batch()[0].shape[1]
     model = arch if isinstance(arch, nn.Module) else create_model(arch, n_out, n_in, pretrained)
     multi = isinstance(dls.train_ds[0][1], TensorMultiCategory)
-    if hasattr(model, 'loss_func'): kwargs = dict(loss_func=model.loss_func) | kwargs
+    if hasattr(model, 'loss_func'): kwargs['loss_func'] = model.loss_func # It knows what its answers mean
     learn = Learner(dls, model, metrics=metrics or (accuracy_multi if multi else accuracy), **kwargs)
     learn.arch,learn.n_in,learn.multi = None if model is arch else arch_name(arch),n_in,multi
     return learn

@@ -529,7 +529,7 @@ def train(
     epochs:int=None, # Passes over the clips; otherwise about 600 steps
     sr:int=None, # Rate in Hz; otherwise that of settings.ini, or the clips' own if lower
     dur:float=None, # Longest piece of a clip in s; otherwise that of the longest clip, up to 5
-    arch:str='AudioCNN', # Network: AudioCNN, torchvision:resnet18, or the name of a timm model
+    arch:str='AudioCNN', # Network: AudioCNN, Committee (for voices), torchvision:resnet18, or the name of a timm model
     valid:float=20., # Percent of each class to hold out, where the source does not say
     seed:int=42, # Of everything random
     bs:int=16, # Clips in a batch, of each process

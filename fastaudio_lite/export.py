@@ -24,6 +24,7 @@ class PretrainedError(ValueError):
 kinds = {'classifier':'fastaudio_lite.classifier:Classifier', 'recogniser':'fastaudio_lite.asr.transcribe:Transcriber'}
 _fields = {'classifier':dict(arch=str, n_in=int, vocab=list, dur=(int,float), multi=bool, front_end=dict),
     'recogniser':dict(tokens=dict, model=dict, front_end=dict)}
+_maybe = {'classifier':{'trim'}} # Only in some of a kind
 _format,_version = 'fastaudio_lite',1
 _files = _weights,_config,_card = 'model.safetensors','config.json','README.md'
 
@@ -86,12 +87,13 @@ def _check_keys(got, want, where):
 
 def _check_arch(arch):
     "`PretrainedError` unless `arch` names a network that is built without the network"
-    ok = re.fullmatch(r'AudioCNN|(torchvision|timm):[\w.]+', arch)
+    ok = re.fullmatch(r'AudioCNN|Committee|(torchvision|timm):[\w.]+', arch)
     if ok and ok[1]=='torchvision':
         from torchvision import models
         ok = arch.partition(':')[2] in models.list_models(module=models)
     if ok: return
-    raise PretrainedError(f"got the architecture {arch!r}, expected AudioCNN, torchvision:NAME of a classifier or timm:NAME")
+    raise PretrainedError(f"got the architecture {arch!r}, expected AudioCNN, Committee, torchvision:NAME of a classifier "
+        "or timm:NAME")
 
 def _check_vocab(vocab):
     "`PretrainedError` unless `vocab` is a list of different names"
@@ -101,7 +103,7 @@ def _check_vocab(vocab):
         raise PretrainedError(f"got {len(vocab)} names of which {len(vocab)-len(set(vocab))} come twice, expected different ones")
 
 # %% ../nbs/06_export.ipynb #097c088f
-_most = dict(sr=1_000_000, n_fft=2**16, win=2**16, hop=2**20, n_in=64, dur=86_400)
+_most = dict(sr=1_000_000, n_fft=2**16, win=2**16, hop=2**20, n_in=64, dur=86_400, trim=200)
 
 def _check_sizes(d, where):
     "`PretrainedError` for numbers that no sound needs"
@@ -116,7 +118,7 @@ def _check_sizes(d, where):
 def _check_config(kind, c):
     "`PretrainedError` unless the config `c` can be one of `kind`"
     fields = _fields.get(kind, {})
-    if fields: _check_keys(c, fields, 'the config')
+    if fields: _check_keys({k:v for k,v in c.items() if k not in _maybe.get(kind, ())}, fields, 'the config')
     for k,t in fields.items():
         if isinstance(c[k], t): continue
         raise PretrainedError(f"got {k} of type {type(c[k]).__name__} in the config, expected {getattr(t, '__name__', 'a number')}")
@@ -214,6 +216,7 @@ def _hears(c):
         rows = dict(mel=f"{fe['n_mels']} mel bands", mfcc=f"{fe['n_mfcc']} cepstral coefficients", linear='all frequencies')[fe['kind']]
         lines.append(f"Sound at any rate, brought to {fe['sr']} Hz; {rows}, a frame each {1000*fe['hop']/fe['sr']:g} ms.")
     if c.get('dur'): lines.append(f"A sound longer than {c['dur']:.2f} s is heard through windows of that length.")
+    if c.get('trim'): lines.append(f"Silence at its ends, {c['trim']:g} dB below its loudest part, is cut off first.")
     return '\n'.join(lines) or 'Not described.'
 
 # %% ../nbs/06_export.ipynb #48eb0599
@@ -541,6 +544,7 @@ class _ClassifierGraph(nn.Module):
         from fastaudio_lite.classifier import AudioCNN
         self.front_end,self.model,self.multi = _GraphFrontEnd(clf.front_end),clf.model,clf.multi
         self.masked = type(clf.model) is AudioCNN
+        if clf.arch=='Committee': raise PretrainedError("got a Committee, expected a single network: the ONNX export cannot count its frames")
         if self.masked or clf.front_end.center: return
         raise PretrainedError(f"got a front end with center=False before a {type(clf.model).__name__}, expected center=True, or "
             "AudioCNN as the network: others hear the padding that center=False needs")
@@ -597,6 +601,7 @@ def _onnx_facts(obj, kind):
     res = dict(format=_format, format_version=_version, kind=kind, sr=obj.sr, fastaudio_lite=fastaudio_lite.__version__)
     if kind=='recogniser': return res | dict(channels=1, vocab=obj.tokens.vocab, step_dur=obj.step)
     res |= dict(channels=obj.n_in//(obj.front_end.deltas+1), vocab=list(obj.vocab), multi=obj.multi)
+    if obj.trim: res |= dict(trim=obj.trim)
     return res | {k:math.floor(v*obj.sr+0.5) for k,v in dict(win=obj.dur, hop=obj.hop).items()}
 
 # %% ../nbs/06_export.ipynb #02778b8b

@@ -156,8 +156,8 @@ def epoch_cost(
     own,theirs = zip(*learn.memory_use.mb)
     t2,c2 = _now()
     secs = dict(start=t1[0]-t0, start_cpu=t1[1]-c0, epoch=t2-t1[0], epoch_cpu=c2-t1[1])
-    return dict(n=len(dls.train_ds)+len(dls.valid_ds), workers=workers, mb=round(mb), peak=round(max(own)), worker_mb=round(max(theirs)),
-        **{k:round(v, 2) for k,v in secs.items()})
+    res = dict(n=len(dls.train_ds)+len(dls.valid_ds), workers=workers) | {k:round(v, 2) for k,v in secs.items()}
+    return res | dict(mb=round(mb), peak=round(max(own)), worker_mb=round(max(theirs)))
 
 # %% ../nbs/08_scale.ipynb #3e495bfc
 def fresh_cost(
