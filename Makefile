@@ -41,7 +41,7 @@ demo: ready ## train on spoken digits and hear, see and score the result
 test: ready ## notebooks, modules and style agree; run every notebook; run tests (no network, no GPU)
 	@$(offline) $(py) tests/sync.py
 	@$(offline) .venv/bin/nbdev-test --n-workers 2 --do-print --timing
-	@$(offline) $(py) -m pytest tests -m "not real"
+	@$(offline) $(py) -m pytest tests -m "not real" -n 2
 
 real: ready ## run the quick tests that need the real data sets on the data path
 	@$(offline) $(py) -m pytest tests -m real

@@ -101,7 +101,7 @@ class AudioCNN(nn.Module):
         stages = zip((n_in,*chs), chs)
         self.blocks = nn.ModuleList(b for ni,nf in stages for b in (ConvBlock(ni, nf, 2), ConvBlock(nf, nf)))
         self.drop,self.head = nn.Dropout(p),nn.Linear(2*chs[-1], n_out)
-        self.to(memory_format=torch.channels_last) # On a CPU up to twice as fast
+        self.to(memory_format=torch.channels_last) # On a CPU up to a sixth faster
 
     def forward(self,
         spec:torch.Tensor, # Spectrogram `(B,C,F,T)`, with `lens` where padded
