@@ -258,7 +258,7 @@ def digit_learner(
     front_end = start.front_end if start else FrontEnd(8000, n_mels=32)
     splitter = IndexSplitter(range(len(train), len(sounds)))
     dls = AudioDataLoaders.from_lists('.', sounds, labels, splitter=splitter, bs=64, cache=True, front_end=front_end,
-        item_tfms=TrimSilence(), batch_tfms=voice_tfms(), dl_type=SpeechDL)
+        item_tfms=TrimSilence(), batch_tfms=voice_tfms(vtlp=not start), dl_type=SpeechDL)
     learn = audio_learner(dls, Committee)
     if start: learn.model.load_state_dict(start.model.state_dict())
     return learn
@@ -397,7 +397,7 @@ def bench_fsdd_loso_extra(
     "Each speaker of FSDD left out, with other voices in training beforehand"
     for s in range(n_seeds):
         if not _kept(f'zero-{s}').exists(): zero_run(s)
-    runs,took = _left_out('fsdd-loso-extra', lambda k,s: extra_run(k, s, epochs), n_seeds, dict(recipe=2, epochs=epochs), path)
+    runs,took = _left_out('fsdd-loso-extra', lambda k,s: extra_run(k, s, epochs), n_seeds, dict(recipe=3, epochs=epochs), path)
     together = {k:_together([r[k] for r in runs]) for k in runs[0]}
     accs = [{k:o['accuracy'] for k,o in r.items()} for r in runs]
     split = f"each speaker left out; trained on {_others}, then on the other five"

@@ -176,6 +176,8 @@ class Committee(nn.Module):
         return res if self.training else res.log_softmax(-1).mean(1)
 
 # %% ../nbs/09_voices.ipynb #36b7d9c0
-def voice_tfms()->list: # Batch transforms, for `AudioDataLoaders`
+def voice_tfms(
+    vtlp:bool=True, # Warp the frequency axis, as another length of the vocal tract would
+)->list: # Batch transforms, for `AudioDataLoaders`
     "Augmentations that make other speakers of the ones at hand"
-    return [*aug_tfms(masks=False), SpecStretch((0.9,1.1)), TimeMask(0.1, 1)]
+    return [*aug_tfms(masks=False, vtlp=vtlp), SpecStretch((0.9,1.1)), TimeMask(0.1, 1)]
