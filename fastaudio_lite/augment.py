@@ -449,6 +449,7 @@ class SpecEQ(SpecAug):
         self.gain,self.n_bands = _pair('gain', gain),n_bands
 
     def aug(self, x, n, src):
+        if src.unit=='power': raise ValueError("got a spectrogram of powers, expected scale='db' or 'log': tone controls add")
         g = x.new_empty(len(x), 1, self.n_bands).uniform_(*self.gain)
         pos = torch.linspace(0, self.n_bands-1, x.shape[-2], device=x.device)
         return x + sample_at(g, pos.expand(len(x), -1))[...,None]

@@ -80,10 +80,11 @@ def write_result(
 # %% ../nbs/32_benchmark.ipynb #99f11f6a
 def _begun(fn, about):
     "What runs gave that `fn` keeps, by key, if they were made with the settings `about`"
-    try: d = json.loads(fn.read_text(encoding='utf-8'))
+    try:
+        d = json.loads(fn.read_text(encoding='utf-8'))
+        old,runs = d['about'],d['runs']
     except FileNotFoundError: return {}
-    except ValueError: return print(f'{fn.name} is damaged: every run is made afresh') or {}
-    old,runs = d['about'],d['runs']
+    except (ValueError,KeyError,TypeError): return print(f'{fn.name} is damaged: every run is made afresh') or {}
     new = [k for k in {**old, **about} if old.get(k)!=about.get(k)]
     if not new: return print(f"{len(runs)} finished runs are kept, the others are made now") or runs
     what = ', '.join(f'{k}={old.get(k)!r}, expected {about.get(k)!r}' for k in new)
@@ -104,9 +105,10 @@ def each(
     path:Path|None=None, # Folder of the result; None: `results_path()`
 )->tuple: # List of what `run` gave, in the order of `keys`, and seconds of all these runs
     "`run` every key with a progress bar; when stopped it goes on from there, until `write_result` has written `name`"
-    made = dict(machine=machine(), version=fastaudio_lite.__version__)
+    if not keys: raise ValueError(f'got no runs for {name}, expected at least one seed')
+    made = dict(machine=machine(), version=fastaudio_lite.__version__, threads=torch.get_num_threads())
     fn,about = _part(name, path),json.loads(json.dumps(about | made))
-    keys,runs = list(keys),_begun(fn, about)
+    runs = _begun(fn, about)
     for k in _bar([o for o in keys if json.dumps(o) not in runs]):
         t0,res = perf_counter(),run(k)
         runs[json.dumps(k)] = json.loads(json.dumps([res, perf_counter()-t0]))
@@ -315,6 +317,12 @@ def zero_run(
     save_pretrained(learn, _kept(f'zero-{seed}'), dict(epochs=epochs, seed=seed))
     return by_group(learn, list(map(digit_speaker, files)))
 
+# %% ../nbs/32_benchmark.ipynb #7447a1ad
+def _zero(seed, epochs=15):
+    "Sum of the weights of the model that `zero_run` keeps; trained now, if it is not there"
+    if not _kept(name := f'zero-{seed}').exists() or _figures(name)['epochs']!=epochs: zero_run(seed, epochs)
+    return json.loads((_kept(name)/'config.json').read_text())['weights']['sha256']
+
 def extra_run(
     who:str, # The speaker of FSDD that is left out
     seed:int, # Of everything random
@@ -364,6 +372,7 @@ def _left_out(name, run, n_seeds, about, path):
 
 # %% ../nbs/32_benchmark.ipynb #7728e08d
 _others = "AN4's digits (84 people, cut out by alignment) and 18 synthetic voices"
+_chosen = 'settings chosen on the mean of these six, two left out at a time'
 
 def bench_fsdd_loso(
     n_seeds:int=3, # Trainings for each speaker
@@ -372,7 +381,7 @@ def bench_fsdd_loso(
 )->dict: # As `write_speakers` gives it
     "Each speaker of FSDD left out, trained on the other five alone"
     runs,took = _left_out('fsdd-loso', lambda k,s: loso_run(k, s, epochs), n_seeds, dict(recipe=1, epochs=epochs), path)
-    return write_speakers('fsdd-loso', runs, took, 'each speaker left out; trained on the other five', path, epochs=epochs)
+    return write_speakers('fsdd-loso', runs, took, f'each speaker left out; trained on the other five; {_chosen}', path, epochs=epochs)
 
 def bench_fsdd_zero(
     n_seeds:int=3, # Trainings
@@ -395,12 +404,11 @@ def bench_fsdd_loso_extra(
     path:Path|None=None, # Folder of the result; None: `results_path()`
 )->dict: # As `write_speakers` gives it, and `together`: by speaker, the answers of all seeds joined
     "Each speaker of FSDD left out, with other voices in training beforehand"
-    for s in range(n_seeds):
-        if not _kept(f'zero-{s}').exists(): zero_run(s)
-    runs,took = _left_out('fsdd-loso-extra', lambda k,s: extra_run(k, s, epochs), n_seeds, dict(recipe=3, epochs=epochs), path)
+    about = dict(recipe=3, epochs=epochs, start=list(map(_zero, range(n_seeds))))
+    runs,took = _left_out('fsdd-loso-extra', lambda k,s: extra_run(k, s, epochs), n_seeds, about, path)
     together = {k:_together([r[k] for r in runs]) for k in runs[0]}
     accs = [{k:o['accuracy'] for k,o in r.items()} for r in runs]
-    split = f"each speaker left out; trained on {_others}, then on the other five"
+    split = f"each speaker left out; trained on {_others}, then on the other five; {_chosen}"
     return write_speakers('fsdd-loso-extra', accs, took, split, path, epochs=epochs, together=together,
         together_mean=_mean_sd(list(together.values()))[0])
 
@@ -833,7 +841,7 @@ def bench_throughput(
     def _types(o): return ('float32','bfloat16') if o in ('forward','training step') else ('float32',)
     keys = [(o, t, n) for o in _stages for t in _types(o) for n in (threads[:1] if 'decode' in o else threads)]
     old = torch.get_num_threads()
-    try: rows,took = each('throughput', keys, _run, dict(recipe=1, files=len(files)), path)
+    try: rows,took = each('throughput', keys, _run, dict(recipe=1, files=len(files), secs=secs), path)
     finally: torch.set_num_threads(old)
     rate = {(r['stage'], r['dtype']):r['wall'] for r in reversed(rows)}
     gain = rate['training step','bfloat16']/rate['training step','float32']
@@ -926,7 +934,8 @@ def fly_times(
     finally: torch.set_num_threads(old)
     def _table(i): return {w:dict(zip(('decode','transform','model'), r)) for w,r in zip(_ways, res[1:,...,i].median(0)[0].tolist())}
     once = (res[0,1,0]-res[1:,1,0].median(0)[0])[1].item()
-    n = sum(not _unheard(files)(o) for o in files)
+    test = _unheard(files)
+    n = sum(not test(o) for o in files)
     stored = dict(store_seconds=took[1].item()*n/len(files), store_mb=store.mb)
     return dict(stages=_table(1), wall=_table(0), first_decode=once, clips=n, **stored)
 
@@ -976,12 +985,13 @@ def bench_on_the_fly(
     from fastaudio_lite.datasets import get_data
     files = L(files or sorted((get_data('fsdd')/'recordings').glob('*.wav'))[::2])
     torch.manual_seed(0)
-    fe = FrontEnd(8000, n_mels=48).fit(_digit_dls(files, _unheard(files), front_end=False).train)
+    train = _digit_dls(files, _unheard(files), front_end=False).train.new(shuffle=False, drop_last=False)
+    fe = FrontEnd(8000, n_mels=48).fit(train)
     def _run(key):
         way,seed = key
         return fly_times(files, fe, rounds) if way=='times' else fly_run(way, seed, files, fe, epochs)
     keys = [('times', 0)] + [(w, s) for s in seeds for w in _ways[:3]]
-    about = dict(recipe=1, epochs=epochs, rounds=rounds, files=len(files))
+    about = dict(recipe=2, epochs=epochs, rounds=rounds, files=len(files))
     (times,*res),took = each('on-the-fly', keys, _run, about, path)
     accs = {w:[r['accuracy'] for r in res[i::3]] for i,w in enumerate(_ways[:3])}
     accuracies = {w:dict(zip(('mean','sd'), _mean_sd(a)), runs=a) for w,a in accs.items()}
@@ -1027,9 +1037,9 @@ def bench_long_sets(
         with TemporaryDirectory() as d:
             long_set(d, n)
             runs += [fresh_cost(d, w) for w in workers]
-    each = [o['epoch_cpu']/o['n'] for o in runs if o['workers']==workers[0]]
+    cost = [o['epoch_cpu']/o['n'] for o in runs if o['workers']==workers[0]]
     split = f"{', '.join(f'{o:,}' for o in sizes)} clips of 1 s at 8 kHz: links to the starter set's digits; 9 in 10 for training; tiny network"
-    return write_result('long-sets', 'processor time a clip, next smaller set = 1', round(each[-1]/each[-2], 3), perf_counter()-t0, split, path=path, runs=runs)
+    return write_result('long-sets', 'processor time a clip, next smaller set = 1', round(cost[-1]/cost[-2], 3), perf_counter()-t0, split, path=path, runs=runs)
 
 # %% ../nbs/32_benchmark.ipynb #02fba918
 benchmarks = {'frontend': bench_frontend, 'fsdd-official': bench_fsdd_official, 'fsdd-loso': bench_fsdd_loso, 'fsdd-zero': bench_fsdd_zero,

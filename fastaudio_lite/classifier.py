@@ -55,13 +55,14 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         return (self._stats(x, mask) if self.training else super().forward(x))*mask
 
     def _stats(self, x, mask):
-        dtype,x,mask = x.dtype,x.float(),mask.float()                       # half precision is too coarse for sums
+        dtype,wide = x.dtype,torch.promote_types(x.dtype, torch.float32)     # half precision is too coarse for sums
+        x,mask = x.to(wide),mask.to(wide)
         n = _total(mask.sum()*x.shape[2])
         mean = _total((x*mask).sum((0,2,3)))/n                             # (C,)
         var = _total(((x - mean[:,None,None]).square()*mask).sum((0,2,3)))/n
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var*n/(n-1).clamp(min=1), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((var*n/(n-1).clamp(min=1)).to(self.running_var), self.momentum)
         scale = self.weight*(var + self.eps).rsqrt()
         return (x*scale[:,None,None] + (self.bias - mean*scale)[:,None,None]).to(dtype)
 
@@ -121,8 +122,9 @@ def arch_name(
     arch, # `AudioCNN`, `Committee`, a torchvision function such as `resnet18`, or a timm name
 )->str: # `AudioCNN`, `Committee`, `torchvision:NAME` or `timm:NAME`
     "One name for an architecture, the one that is saved with a model"
-    name = getattr(arch, '__name__', arch)
-    if name in ('AudioCNN','Committee'): return name
+    if arch in ('AudioCNN','Committee'): return arch
+    if getattr(arch, '__module__', '') in ('fastaudio_lite.classifier','fastaudio_lite.voices'): return arch.__name__
+    if arch is AudioCNN: return 'AudioCNN' # As this page defines it
     if callable(arch): return f'torchvision:{arch.__name__}'
     return arch if ':' in arch else f'timm:{arch}'
 
@@ -194,6 +196,7 @@ class Prediction:
 # %% ../nbs/05_classifier.ipynb #df2a2878
 class Classifier(nn.Module):
     "Front end, network and names in one piece: any sound in, a `Prediction` out, the same each time"
+    trim = 0. # Silence at the ends is cut, so many dB below the loudest part; 0: none
     def __init__(self,
         src, # A `Learner`, what `from_pretrained` takes, or the parts as a dict
     ):
@@ -249,7 +252,9 @@ def windows(self:Classifier,
     is_file = isinstance(sound, (str,Path))
     if not is_file: sound = load_audio(sound, self.sr, self.n_in==1)
     dur = audio_info(sound).dur if is_file else sound.dur
-    if dur > self.dur: yield from map(_trimmed, audio_windows(sound, self.dur, self.hop, self.sr))
+    wav = _trimmed(load_audio(sound, self.sr, self.n_in==1)) if self.trim and dur<=60 else None
+    if wav is not None and wav.dur <= self.dur: yield wav
+    elif dur > self.dur: yield from map(_trimmed, audio_windows(sound, self.dur, self.hop, self.sr))
     else: yield _trimmed(load_audio(sound, self.sr, self.n_in==1))
 
 @patch
@@ -292,7 +297,9 @@ def audio_learner(
     n_out,n_in = n_out or get_c(dls),dls.one_batch()[0].shape[1]
     model = arch if isinstance(arch, nn.Module) else create_model(arch, n_out, n_in, pretrained)
     multi = isinstance(dls.train_ds[0][1], TensorMultiCategory)
-    if hasattr(model, 'loss_func'): kwargs['loss_func'] = model.loss_func # It knows what its answers mean
+    if multi and hasattr(model, 'loss_func'):
+        raise ValueError(f"got several labels a clip, expected one for a {type(model).__name__}: use AudioCNN")
+    if hasattr(model, 'loss_func'): kwargs.setdefault('loss_func', model.loss_func) # It knows what its answers mean
     learn = Learner(dls, model, metrics=metrics or (accuracy_multi if multi else accuracy), **kwargs)
     learn.arch,learn.n_in,learn.multi = None if model is arch else arch_name(arch),n_in,multi
     return learn

@@ -59,8 +59,8 @@ def _check_numbers(**kwargs):
         _need(v is None or lo<=v<=hi, f"got --{k} {v}, expected a number from {lo} to {hi}")
 
 # %% ../nbs/34_cli.ipynb #e41f0b27
-def _rank(): return int(os.environ.get('RANK', 0))
 def _processes(): return int(os.environ.get('WORLD_SIZE', 1))
+def _rank(): return int(os.environ.get('RANK', 0)) if _processes()>1 else 0
 
 @contextmanager
 def _one_voice():
@@ -188,7 +188,8 @@ def _learner(clips, labels, splits, front_end, tfms=None, dur=None, bs=32, arch=
     from fastaudio_lite.data import AudioDataLoaders
     dls = AudioDataLoaders.from_lists('.', clips, labels, splitter=lambda _: splits, dur=dur, bs=min(bs, len(splits[0])),
         front_end=front_end, batch_tfms=tfms, num_workers=workers, device=_device())
-    return audio_learner(dls, arch, loss_func=LabelSmoothingCrossEntropyFlat(), cbs=_progress(_epoch_line))
+    loss = {} if arch=='Committee' else dict(loss_func=LabelSmoothingCrossEntropyFlat())
+    return audio_learner(dls, arch, cbs=_progress(_epoch_line), **loss)
 
 def _epochs(n, bs, steps=600): return max(5, min(60, steps*bs//n))
 

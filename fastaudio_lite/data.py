@@ -184,11 +184,11 @@ class RandomPiece(DisplayedTransform):
     def __init__(self,
         dur:float, # Duration in s; shorter clips stay as they are
     ):
-        if not dur > 0: raise ValueError(f"got a piece of {dur} s, expected a duration above zero: pass dur=1. for one second")
+        if not 0 < dur < float('inf'): raise ValueError(f"got a piece of {dur} s, expected a duration above zero: pass dur=1. for one second")
         self.piece = dur
 
     def encodes(self, wav:AudioTensor):
-        n = dur2n(self.piece, wav.sr)
+        n = max(dur2n(self.piece, wav.sr), 1)
         return wav if n>=wav.n_samples else wav.roll(-int(torch.randint(wav.n_samples, ())), -1)[..., :n]
 
 # %% ../nbs/04_data.ipynb #352e54eb

@@ -126,6 +126,7 @@ def _check_config(kind, c):
     if isinstance(c.get('front_end'), dict): _check_sizes(c['front_end'], 'front_end')
     if kind!='classifier': return
     _check_arch(c['arch'])
+    if c['arch']=='Committee' and c['multi']: raise PretrainedError("got a Committee with several labels a clip, expected one label")
     _check_vocab(c['vocab'])
 
 # %% ../nbs/06_export.ipynb #0e590a71

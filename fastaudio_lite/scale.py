@@ -6,26 +6,26 @@
 __all__ = ['ScaledDL', 'ScaledTrainer', 'scaled', 'long_set', 'MemoryUse', 'epoch_cost', 'fresh_cost']
 
 # %% ../nbs/08_scale.ipynb #75828724
-import json, os, subprocess, sys
+import json, os, subprocess, sys, warnings
 from contextlib import contextmanager
 from hashlib import sha1
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
+if not find_spec('accelerate'): raise ImportError("got no package accelerate, expected it for several processes: pip install accelerate")
 import psutil, torch.distributed as dist, torch.nn as nn
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.torch_core import apply, num_distrib, rank_distrib, tensor
 
-from .audio import fit_dur, get_audio_files, load_audio
+from .audio import AudioWarning, fit_dur, get_audio_files, load_audio
 from .classifier import AudioCNN, MaskedBatchNorm, audio_learner
 from .data import AudioDataLoaders
 from .datasets import digit_label, starter_path
 from .spectrogram import FrontEnd
 
-if not find_spec('accelerate'): raise ImportError("got no package accelerate, expected it for several processes: pip install accelerate")
 from fastai.distributed import DistributedDL, DistributedTrainer
 
 # %% ../nbs/08_scale.ipynb #1e23ae60
@@ -72,10 +72,14 @@ class ScaledDL(DistributedDL):
         return apply(_real, b) if gather else b
 
 # %% ../nbs/08_scale.ipynb #74d379bf
+def _id(o):
+    "What tells one clip from another: a name, or shape and sum of a sound in memory"
+    if isinstance(o, tuple): o = o[0]
+    return (tuple(o.shape), float(o.sum())) if hasattr(o, 'shape') else str(o)
+
 def _names(ds):
-    "Length and files of a data set"
-    items = [o[0] if isinstance(o, tuple) else o for o in ds.items]
-    return len(ds),[str(o) for o in items if isinstance(o, (str,Path))]
+    "Length and clips of a data set; rows of a data frame"
+    return len(ds),list(ds.items.index) if hasattr(ds.items, 'columns') else list(map(_id, ds.items))
 
 def _check_same(dls):
     "Raise unless all processes have the same clips"
@@ -84,6 +88,7 @@ def _check_same(dls):
     if len(set(sums))>1: raise ValueError("got other clips, or another split, in one process than in another, expected the same in all: "
         "call set_seed before the data are split")
 
+# %% ../nbs/08_scale.ipynb #e787ae56
 def _share_front_end(dls, device):
     "Give every process the front end of the first"
     for fe in [o.front_end for o in dls.after_batch.fs if hasattr(o, 'front_end')]:
@@ -95,9 +100,14 @@ class ScaledTrainer(DistributedTrainer):
     def before_fit(self):
         _check_same(self.dls)
         _share_front_end(self.dls, self.accelerator.device)
-        for m in self.model.modules():
-            if type(m) is nn.BatchNorm2d: m.__class__ = MaskedBatchNorm
+        for m in self.model.modules(): self._share_norm(m)
         super().before_fit()
+
+    def _share_norm(self, m):
+        plain = type(m) is nn.BatchNorm2d and m.affine and m.track_running_stats and m.momentum is not None
+        if plain: m.__class__ = MaskedBatchNorm
+        elif isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, MaskedBatchNorm):
+            warnings.warn(f"{type(m).__name__} keeps the statistics of each process's own clips", AudioWarning)
 
     def _wrap_dl(self, dl): return dl if isinstance(dl, ScaledDL) else ScaledDL(dl, device=self.accelerator.device)
 

@@ -19,7 +19,9 @@ class TrimSilence(Transform):
     "Cut the silence at both ends of every clip: an item transform"
     def __init__(self,
         top_db:float=40., # What lies so many dB below the loudest 25 ms of a clip counts as silence
-    ): self.top_db = top_db
+    ):
+        if not 0 < top_db <= 200: raise ValueError(f"got top_db={top_db}, expected a number of dB above 0, at most 200")
+        self.top_db = top_db
 
     def encodes(self, wav:AudioTensor): return trim_silence(wav, self.top_db)
 
@@ -30,7 +32,7 @@ def cepstra(
     n_mfcc:int=13, # Coefficients
 )->torch.Tensor: # Coefficients, slopes, curvatures `(B,C,3*n_mfcc,T)`: each row of each clip has mean 0 and spread 1
     "What is left of a voice without its pitch and its microphone"
-    if lens is None: lens = torch.full((len(spec),), spec.shape[-1], device=spec.device)
+    lens = torch.full((len(spec),), spec.shape[-1], device=spec.device) if lens is None else lens.to(spec.device)
     n,c = lens.view(-1,1,1,1),mfcc(spec, n_mfcc)
     x = torch.cat([c, *(deltas(c, o, lens=n) for o in (1,2))], 2)
     mask = (torch.arange(x.shape[-1], device=x.device) < n).to(x.dtype)
@@ -87,7 +89,7 @@ class StretchNet(nn.Module):
     )->torch.Tensor: # Log-probabilities `(B,n_out)`
         "Log-probability of each class"
         x,lens = self.body(self.rows(x), lens)
-        x = torch.einsum('bct,bkt->bck', x, stretches(x.shape[-1], lens, self.k))
+        x = torch.einsum('bct,bkt->bck', x, stretches(x.shape[-1], lens, self.k).to(x))
         return self.head(self.drop(x.flatten(1))).log_softmax(-1)
 
 # %% ../nbs/09_voices.ipynb #056513f5
@@ -118,6 +120,7 @@ class VoteNet(nn.Module):
 # %% ../nbs/09_voices.ipynb #5e900175
 class CommitteeLoss:
     "Mean of the members' losses in training, cross-entropy of their mean otherwise"
+    y_int = True # So that fastai's mixing callbacks know that classes are no numbers
     def __init__(self,
         reduction:str='mean', # Or 'none': a loss a clip
     ): self.reduction = reduction
@@ -163,7 +166,7 @@ class Committee(nn.Module):
     )->torch.Tensor: # `(B,3,n_out)`
         "Log-probabilities that each member gives"
         lens,spec = getattr(spec, 'lens', None),spec.as_subclass(torch.Tensor)
-        if lens is None: lens = torch.full((len(spec),), spec.shape[-1], device=spec.device)
+        lens = torch.full((len(spec),), spec.shape[-1], device=spec.device) if lens is None else lens.to(spec.device)
         c = cepstra(spec, lens, self.n_mfcc).flatten(1, 2)
         if self.training: c = c + self.noise*torch.randn_like(c)*(c!=0)
         return torch.stack([self.cnn(spec, lens).log_softmax(-1), self.stretch(c, lens), self.vote(c, lens)], 1)
