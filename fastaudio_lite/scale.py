@@ -138,7 +138,7 @@ def long_set(
         if i>=len(files): os.link(_name(i%len(files)), _name(i))
         else:
             _name(i).parent.mkdir(parents=True, exist_ok=True)
-            fit_dur(load_audio(files[i], 8000), 1.).save(_name(i))
+            fit_dur(load_audio(files[i], 8000), 1., pad='repeat').save(_name(i))
     return folder
 
 # %% ../nbs/08_scale.ipynb #bd019905

@@ -2,7 +2,7 @@
 import os, shutil, subprocess, sys
 from pathlib import Path
 
-import pytest, torch, torch.nn as nn
+import pandas as pd, pytest, torch, torch.nn as nn
 from fastai.basics import Callback, set_seed
 from fastai.torch_core import maybe_gather
 
@@ -10,7 +10,7 @@ from fastaudio_lite.all import *
 
 pytest.importorskip('accelerate')
 from fastaudio_lite.cli import main
-from fastaudio_lite.scale import epoch_cost, long_set, scaled
+from fastaudio_lite.scale import _names, fresh_cost, long_set, scaled
 
 class Curve(Callback):
     "Keeps the loss of each batch, over all processes"
@@ -63,7 +63,7 @@ def two(tmp_path_factory):
 def test_same_as_one(two):
     for a,b in zip(both(1), two[0]):
         assert len(a['losses'])==15
-        for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4, rtol=1e-4)
+        for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4 if k=='losses' else 1e-3, rtol=1e-3) # Adam divides by small gradients
 
 def test_command(two):
     "Only the first process speaks and saves"
@@ -77,9 +77,20 @@ def test_one_command_at_a_time(monkeypatch, capsys):
     assert main(['predict', 'a.wav'])==2 and 'got 2 processes' in capsys.readouterr().err
 
 def test_long_sets(tmp_path):
-    "Three times the clips: no more memory than their names take"
-    a,b = [epoch_cost(long_set(tmp_path/str(n), n)) for n in (300,900)]
-    assert (a['n'],b['n'])==(300,900) and b['peak']-a['peak']<60
+    "Three thousand clips more, 96 MB of sound: no more memory than their names take"
+    a,b = [fresh_cost(long_set(tmp_path/str(n), n)) for n in (300,3300)]
+    assert (a['n'],b['n'])==(300,3300) and b['peak']-a['peak']<60
+
+class Items:
+    "As little of a data set as counts here"
+    def __init__(self, items): self.items = items
+    def __len__(self): return len(self.items)
+
+def test_who_trains_on_what():
+    "Data frames and sounds in memory are told apart by their clips"
+    a,b = [Items(pd.DataFrame(dict(f=['x','y'], l=[0,1]), index=i)) for i in ([0,1],[1,2])]
+    c,d = [Items([(torch.full((1,4), v), 'l')]) for v in (1.,2.)]
+    assert _names(a)!=_names(b) and _names(c)!=_names(d)
 
 if __name__=='__main__': # In each of the processes
     res,d = both(2),Path(sys.argv[1])

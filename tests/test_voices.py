@@ -2,8 +2,9 @@
 import math
 
 import pytest, torch
-from fastai.basics import FuncSplitter, set_seed
+from fastai.basics import FuncSplitter, MultiCategoryBlock, set_seed
 from fastaudio_lite.all import *
+from fastaudio_lite.augment import BetweenClass
 from fastaudio_lite.cli import main
 from fastaudio_lite.export import PretrainedError, export_onnx, save_pretrained
 from fastaudio_lite.spectrogram import AudioSpectrogram
@@ -85,6 +86,28 @@ def test_travels(learn, tmp_path):
     quiet = AudioTensor(torch.cat([torch.zeros(1,2000), quiet, torch.zeros(1,2000)], 1), sr=8000)
     probs = [torch.tensor(list(o.predict(w).probs.values())) for o in (clf, again) for w in (clip, quiet)]
     for p in probs[1:]: torch.testing.assert_close(p, probs[0], atol=0.02, rtol=0)
+    for o in (clf, again): assert torch.equal(next(iter(o.windows(quiet))), trim_silence(quiet, 40.))
+
+def test_refused():
+    "What a committee cannot be, and silence that is none"
+    for db in (0, -3, 201, math.nan):
+        with pytest.raises(ValueError, match='top_db'): TrimSilence(db)
+    files = get_audio_files(starter_path()/'digits'/'recordings')[:40]
+    dls = AudioDataLoaders.from_lists('.', list(files), [['a','b']]*40, y_block=MultiCategoryBlock, sr=8000, bs=8, num_workers=0)
+    with pytest.raises(ValueError, match='several labels'): audio_learner(dls, Committee)
+
+def test_mixed(learn):
+    "A committee trains on mixtures too"
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(BetweenClass()): learn.fit(1, 1e-3)
+    assert learn.recorder.losses[-1].isfinite()
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_other_numbers(dtype):
+    "Networks in other floats train and answer"
+    x,lens = padded([30,20])
+    for net in (AudioCNN(4), Committee(4)):
+        out = net.to(dtype).train()(x.to(dtype), lens) if isinstance(net, AudioCNN) else net.to(dtype).eval()(x.to(dtype))
+        assert out.dtype==dtype and out.isfinite().all()
 
 def test_no_onnx(learn, tmp_path):
     pytest.importorskip('onnxscript')
