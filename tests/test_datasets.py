@@ -141,7 +141,8 @@ def test_ctrl_c_while_unpacking_leaves_the_part(root, monkeypatch):
     with pytest.raises(KeyboardInterrupt): get_data('toy')
     assert left(root)==parts(root) and len(left(root))==1
 
-@pytest.mark.parametrize('body', [b'<html>not an archive</html>', zipped(sounds)[:-3000], tarred(sounds)[:-3000], tarred(sounds)[:100]])
+@pytest.mark.parametrize('body', [b'<html>not an archive</html>', zipped(sounds)[:-3000], tarred(sounds)[:-3000], tarred(sounds)[:100]],
+    ids=['html','zip','tar','start'])
 def test_corrupt_archive(root, server, body):
     server.body = body
     with says('damaged'): get_data('toy')
