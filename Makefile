@@ -7,7 +7,7 @@
 
 PYTHON =
 LOCK = constraints.txt
-BENCHMARKS = frontend fsdd-official fsdd-loso fsdd-zero fsdd-loso-extra esc10 hmm-digits digits-hmm digits-ctc an4-ctc an4-ctc-lm an4-ctc-phone \
+BENCHMARKS = frontend fsdd-official fsdd-loso fsdd-zero fsdd-loso-extra strangers esc10 hmm-digits digits-hmm digits-ctc an4-ctc an4-ctc-lm an4-ctc-phone \
 	an4-to-fsdd decode throughput on-the-fly long-sets
 LAB_ARGS =
 
