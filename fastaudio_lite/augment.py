@@ -615,10 +615,14 @@ class AudioCutMix(AudioMixUp):
 
 # %% ../nbs/03_augment.ipynb #50196492
 def _peak(x):
-    "Level of the loudest of 32 stretches of each clip `(B,1,1)`, never 0"
-    k = max(1, x.shape[-1]//32)
-    power = torch.nn.functional.avg_pool1d(x.square().mean(1, keepdim=True), k)
-    return power.amax(-1, keepdim=True).sqrt().clamp(min=1e-4)
+    "Level of the loudest 2048 samples of each clip `(B,1,1)`"
+    power = torch.nn.functional.avg_pool1d(x.square().mean(1, keepdim=True), min(2048, x.shape[-1]))
+    return power.amax(-1, keepdim=True).sqrt()
+
+def _peaks(x, o):
+    "Levels of `x` and `o`, never 0: where one is silent, that of the other"
+    p,q = _peak(x),_peak(o)
+    return [torch.where(a>1e-4, a, b).clamp(min=1e-4) for a,b in ((p,q),(q,p))]
 
 class BetweenClass(AudioMixUp):
     "Train on sums of two clips, each as loud as its label weighs (between-class learning, Tokozume et al. 2018)"
@@ -635,8 +639,8 @@ class BetweenClass(AudioMixUp):
     )->tuple: # (mixed batch, its valid lengths, weight of `x`'s own labels)
         "Sum of equal energy, as long as the longer; an item keeps the larger weight in its own place"
         lam = torch.maximum(lam, 1-lam)
-        w = lam.view(-1,1,1)
-        a,b = w/_peak(x),(1-w)/_peak(o)
+        w,(p,q) = lam.view(-1,1,1),_peaks(x, o)
+        a,b = w/p,(1-w)/q
         return (a*x+b*o)/(a.square()+b.square()).sqrt(), torch.maximum(n, m), lam
 
 # %% ../nbs/03_augment.ipynb #93c39644

@@ -173,6 +173,16 @@ def bench_frontend(
         ratios=ratios, shapes=rows)
 
 # %% ../nbs/32_benchmark.ipynb #fc4994ab
+def _fsdd(): return sorted((get_data('fsdd')/'recordings').glob('*.wav'))
+
+def _digit_dls(files, is_test=None, **kwargs):
+    "Loaders of digits at 8 kHz: 48 mels, batches of 32"
+    from fastai.basics import FuncSplitter, RandomSplitter
+    from fastaudio_lite.all import AudioDataLoaders
+    splitter = FuncSplitter(is_test) if is_test else RandomSplitter(seed=0)
+    kwargs = dict(front_end=FrontEnd(8000, n_mels=48), cache=True, bs=32) | kwargs
+    return AudioDataLoaders.from_path_func('.', files, digit_label, splitter=splitter, sr=8000, **kwargs)
+
 def fsdd_run(
     files:list, # FSDD's recordings, or others in its naming
     is_test, # Function of a file: is it held out?
@@ -181,11 +191,10 @@ def fsdd_run(
     bar:bool=True, # Show progress?
 )->dict: # `accuracy` on the held-out clips, `n` of them, `seconds` of training
     "Train `AudioCNN` from scratch on spoken digits and test it"
-    from fastai.basics import FuncSplitter, LabelSmoothingCrossEntropyFlat, set_seed
-    from fastaudio_lite.all import AudioDataLoaders, FreqMask, TimeMask, audio_learner, digit_label
+    from fastai.basics import LabelSmoothingCrossEntropyFlat, set_seed
+    from fastaudio_lite.all import FreqMask, TimeMask, audio_learner
     set_seed(seed, reproducible=True)
-    dls = AudioDataLoaders.from_path_func('.', files, digit_label, splitter=FuncSplitter(is_test), bs=32, cache=True,
-        front_end=FrontEnd(8000, n_mels=48), batch_tfms=[FreqMask(0.15), TimeMask(0.15)])
+    dls = _digit_dls(files, is_test, batch_tfms=[FreqMask(0.15), TimeMask(0.15)])
     learn = audio_learner(dls, loss_func=LabelSmoothingCrossEntropyFlat())
     t0 = perf_counter()
     with nullcontext() if bar else learn.no_bar(): learn.fit_one_cycle(epochs, 5e-3)
@@ -209,8 +218,8 @@ def bench_fsdd_official(
     path:Path|None=None, # Folder for `fsdd-official.json`; None: `results_path()`
 )->dict: # What was written: mean accuracy, and each seed's under `accuracies`
     "Accuracy on FSDD's official test takes, trained from scratch"
-    from fastaudio_lite.datasets import get_data, is_digit_test
-    files = L(files or sorted((get_data('fsdd')/'recordings').glob('*.wav')))
+    from fastaudio_lite.datasets import is_digit_test
+    files = L(files or _fsdd())
     about = dict(recipe=1, epochs=epochs, files=len(files))
     runs,took = each('fsdd-official', seeds, lambda s: fsdd_run(files, is_digit_test, s, epochs), about, path)
     accs = torch.tensor([r['accuracy'] for r in runs], dtype=torch.float64)
@@ -293,8 +302,6 @@ def by_group(
     return {k:round(ok[groups==k].mean().item(), 5) for k in sorted(set(groups))}
 
 # %% ../nbs/32_benchmark.ipynb #e6c18e89
-def _fsdd(): return sorted((get_data('fsdd')/'recordings').glob('*.wav'))
-
 def _pairs(files): return [(o, digit_label(o)) for o in files]
 
 def _without(who): return [_pairs(o for o in _fsdd() if (digit_speaker(o)==who)==held) for held in (False,True)]
@@ -432,15 +439,13 @@ def stranger_run(
     epochs:int=12, # Of training
 )->dict: # `plain` and, with four more versions of each clip asked, `tta`: accuracy by speaker
     "Train one way and test on the speakers left out"
-    from fastai.basics import FuncSplitter, set_seed
-    from fastaudio_lite.all import AudioCNN, AudioDataLoaders, aug_tfms, audio_learner
+    from fastai.basics import set_seed
+    from fastaudio_lite.all import AudioCNN, aug_tfms, audio_learner
     from fastaudio_lite.asr.text import SpeechDL
     set_seed(0, reproducible=True)
     how = dict(net=AudioCNN, batch_tfms=aug_tfms(), front_end=FrontEnd(8000, n_mels=32)) | stranger_ways()[way]
     net = how.pop('net')(10)
-    splitter = FuncSplitter(lambda o: digit_speaker(o) in out)
-    dls = AudioDataLoaders.from_path_func('.', files, digit_label, splitter=splitter, bs=64, cache=True,
-        dl_type=SpeechDL, **how)
+    dls = _digit_dls(files, lambda o: digit_speaker(o) in out, bs=64, dl_type=SpeechDL, **how)
     fit_blind(learn := audio_learner(dls, net), epochs)
     who = list(map(digit_speaker, dls.valid_ds.items))
     return dict(plain=by_group(learn, who), tta=by_group(learn, who, 4))
@@ -476,7 +481,7 @@ def esc10_sounds(
 )->tuple: # Clips `(1,5*sr)`, their labels, and their folds
     "ESC-10 in memory, every clip 5 s long: the few shorter ones are repeated, of longer ones the middle is taken"
     from fastaudio_lite.audio import fit_dur, get_audio_files
-    from fastaudio_lite.datasets import esc_fold, esc_label, get_data
+    from fastaudio_lite.datasets import esc_fold, esc_label
     files = sorted(files or get_audio_files(get_data('esc10')))
     return [fit_dur(load_audio(o, sr), 5., pad='repeat') for o in files], [*map(esc_label, files)], [*map(esc_fold, files)]
 
@@ -516,7 +521,7 @@ def bench_esc10(
 )->dict: # What was written: mean accuracy, and each training's under `accuracies`, by seed and fold
     "Accuracy on ESC-10's official five folds, trained from scratch"
     sounds,labels,folds = esc10_sounds(files)
-    keys,about = [(s, f) for s in seeds for f in sorted(set(folds))],dict(recipe=1, epochs=epochs, files=len(sounds))
+    keys,about = [(s, f) for s in seeds for f in sorted(set(folds))],dict(recipe=2, epochs=epochs, files=len(sounds))
     runs,took = each('esc10', keys, lambda k: esc10_run(sounds, labels, folds, k[1], k[0], epochs, bar=False), about, path)
     accs = {s:[round(r['accuracy'], 5) for r in runs if r['seed']==s] for s in seeds}
     value,sd = _mean_sd([sum(o)/len(o) for o in accs.values()])
@@ -634,8 +639,8 @@ def bench_an4_to_fsdd(
 )->dict: # What was written
     "Recognisers trained on AN4 hear strings of FSDD's digits, with a lexicon of digits"
     from fastaudio_lite.asr.text import digit_strings, wer
-    from fastaudio_lite.datasets import get_data, is_digit_test
-    files = [o for o in sorted((get_data('fsdd')/'recordings').glob('*.wav')) if is_digit_test(o)]
+    from fastaudio_lite.datasets import is_digit_test
+    files = [o for o in _fsdd() if is_digit_test(o)]
     t0,(sounds,refs) = perf_counter(),zip(*digit_strings(files, 200))
     words = sorted(set(' '.join(refs).split()))
     def _run(s): return wer(refs, heard(an4_model(s).use(lexicon=words), sounds))
@@ -673,7 +678,7 @@ _strings = 'strings of 3-7 digits of one speaker, half with gaps of 0.1 s, half 
 
 def _held_out(name):
     "Which of FSDD's files the split `name` tests on: 'official', or a speaker"
-    from fastaudio_lite.datasets import digit_speaker, is_digit_test
+    from fastaudio_lite.datasets import is_digit_test
     return is_digit_test if name=='official' else lambda o: digit_speaker(o)==name
 
 def _digits_wer(tr, files):
@@ -690,8 +695,7 @@ def bench_digits_ctc(
     path:Path|None=None, # Folder of the result; None: `results_path()`
 )->dict: # What was written: `runs` on the official takes, `speakers` for each speaker left out
     "Connected digits: strings of FSDD, official takes and leave one speaker out"
-    from fastaudio_lite.datasets import digit_speaker, get_data
-    files = sorted((get_data('fsdd')/'recordings').glob('*.wav'))
+    files = _fsdd()
     def _run(key):
         name,s = key
         test = _held_out(name)
@@ -709,7 +713,6 @@ def bench_digits_ctc(
 # %% ../nbs/32_benchmark.ipynb #6d1a6002
 def _splits(name, f, files, path):
     "What `f` of FSDD's files and of a test gives for the official split and for each speaker left out, and seconds"
-    from fastaudio_lite.datasets import digit_speaker
     who = sorted(set(map(digit_speaker, files)))
     def _run(k): return f(files, _held_out(k))
     (official,*rest),took = each(name, ['official', *who], _run, dict(recipe=1, files=len(files)), path)
@@ -721,8 +724,7 @@ def bench_hmm_digits(
 )->dict: # What was written: accuracy on the official takes, `loso` and `speakers` with each speaker left out
     "Hidden Markov models of digits: official takes, and leave one speaker out; nothing in it is random"
     from fastaudio_lite.asr.hmm import digits_accuracy
-    from fastaudio_lite.datasets import get_data
-    files = files or sorted((get_data('fsdd')/'recordings').glob('*.wav'))
+    files = files or _fsdd()
     def _run(*args): return {k:v for k,v in digits_accuracy(*args).items() if k!='wrong'}
     official,each_speaker,took = _splits('hmm-digits', _run, files, path)
     speakers = {k:round(v['accuracy'], 5) for k,v in each_speaker.items()}
@@ -738,8 +740,7 @@ def bench_digits_hmm(
 )->dict: # What was written: error rate on the official takes, `loso` and `speakers` with each speaker left out
     "Connected digits by hidden Markov models: the strings of `digits-ctc`; nothing in it is random"
     from fastaudio_lite.asr.hmm import digits_wer
-    from fastaudio_lite.datasets import get_data
-    files = files or sorted((get_data('fsdd')/'recordings').glob('*.wav'))
+    files = files or _fsdd()
     def _rates(d): return dict(zip(('gaps','overlaps'), (round(o, 5) for o in d['wer'].values())))
     def _mean(d): return round(sum(d.values())/len(d), 5)
     official,each_speaker,took = _splits('digits-hmm', digits_wer, files, path)
@@ -787,14 +788,6 @@ def _step(train=True, dtype=torch.float32):
         opt.zero_grad()
     return _f
 
-def _digit_dls(files, is_test=None, **kwargs):
-    "Loaders of digits as all benchmarks here use them: 8 kHz, 48 mels, batches of 32"
-    from fastai.basics import FuncSplitter, RandomSplitter
-    from fastaudio_lite.all import AudioDataLoaders, digit_label
-    splitter = FuncSplitter(is_test) if is_test else RandomSplitter(seed=0)
-    kwargs = dict(front_end=FrontEnd(8000, n_mels=48), sr=8000, cache=True) | kwargs
-    return AudioDataLoaders.from_path_func('.', files, digit_label, splitter=splitter, bs=32, **kwargs)
-
 # %% ../nbs/32_benchmark.ipynb #0b1d1f55
 def _augment(tfms, x):
     for t in tfms: x = t(x, split_idx=0)
@@ -831,8 +824,7 @@ def bench_throughput(
     path:Path|None=None, # Folder for `throughput.json`; None: `results_path()`
 )->dict: # What was written: clips/s of a training step, and a row for each stage, type and number of threads under `rows`
     "Clips a second of each stage of a training, and of all together"
-    from fastaudio_lite.datasets import get_data
-    files = L(files or sorted((get_data('fsdd')/'recordings').glob('*.wav'))[::6][:480])
+    files = L(files or _fsdd()[::6][:480])
     def _run(key):
         name,dtype,n = key
         torch.manual_seed(0)
@@ -880,7 +872,6 @@ class Stored: # Not a plain function: its annotations would be taken for types
 # %% ../nbs/32_benchmark.ipynb #c0834233
 def _unheard(files):
     "Function of a file: is it of the first two speakers?"
-    from fastaudio_lite.datasets import digit_speaker
     who = sorted(set(map(digit_speaker, files)))[:2]
     return lambda o: digit_speaker(o) in who
 
@@ -982,8 +973,7 @@ def bench_on_the_fly(
     path:Path|None=None, # Folder for `on-the-fly.json`; None: `results_path()`
 )->dict: # What was written: what on the fly adds to an epoch, `accuracies` by way
     "Spectrograms on the fly, with and without augmented waveforms, against precomputed ones: accuracy and time"
-    from fastaudio_lite.datasets import get_data
-    files = L(files or sorted((get_data('fsdd')/'recordings').glob('*.wav'))[::2])
+    files = L(files or _fsdd()[::2])
     torch.manual_seed(0)
     train = _digit_dls(files, _unheard(files), front_end=False).train.new(shuffle=False, drop_last=False)
     fe = FrontEnd(8000, n_mels=48).fit(train)

@@ -349,3 +349,15 @@ def test_between_class_trains_and_takes_silence():
     assert learn.recorder.values[-1][1] < learn.recorder.values[0][1]
     x,n = torch.zeros(2,1,100),torch.full((2,), 100)
     assert torch.equal(BetweenClass().mix(x, x, n, n, torch.rand(2))[0], x)
+
+@pytest.mark.parametrize('x,o', ((0.,0.1), (0.1,0.), (1e-6,0.1)))
+def test_between_class_leaves_a_clip_beside_silence_as_loud_as_it_was(x, o):
+    noise,n = torch.randn(2,1,4000),torch.full((2,), 4000)
+    y = BetweenClass().mix(x*noise, o*noise.flip(-1), n, n, torch.full((2,), 0.7))[0]
+    assert (0.03 < y.square().mean(-1).sqrt()).all() and (y.square().mean(-1).sqrt() < 0.12).all()
+
+def test_between_class_ignores_padding():
+    (x,o),n = torch.randn(2, 3, 1, 9000),torch.full((3,), 9000)
+    pad = torch.nn.functional.pad
+    y,z = (BetweenClass().mix(pad(x, (0,k)), pad(o, (0,k)), n, n, torch.full((3,), 0.7))[0] for k in (0,50_000))
+    assert torch.equal(pad(y, (0,50_000)), z)
