@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['benchmarks', 'machine', 'results_path', 'write_result', 'each', 'time_ratio', 'bench_frontend', 'fsdd_run',
-           'bench_fsdd_official', 'an4_digits', 'digit_learner', 'fit_blind', 'by_group', 'zero_run', 'extra_run',
-           'loso_run', 'write_speakers', 'bench_fsdd_loso', 'bench_fsdd_zero', 'bench_fsdd_loso_extra', 'stranger_ways',
-           'stranger_run', 'bench_strangers', 'esc10_sounds', 'esc10_run', 'bench_esc10', 'an4_model', 'heard',
-           'bench_an4', 'an4_lm', 'bench_an4_ctc', 'bench_an4_ctc_lm', 'telephone', 'bench_an4_ctc_phone',
+           'bench_fsdd_official', 'an4_words', 'digit_learner', 'fit_blind', 'by_group', 'zero_run', 'words_model',
+           'extra_run', 'loso_run', 'write_speakers', 'bench_fsdd_loso', 'bench_fsdd_zero', 'bench_fsdd_loso_extra',
+           'stranger_ways', 'stranger_run', 'bench_strangers', 'esc10_sounds', 'esc10_run', 'bench_esc10', 'an4_model',
+           'heard', 'bench_an4', 'an4_lm', 'bench_an4_ctc', 'bench_an4_ctc_lm', 'telephone', 'bench_an4_ctc_phone',
            'bench_an4_to_fsdd', 'digits_model', 'bench_digits_ctc', 'bench_hmm_digits', 'bench_digits_hmm', 'cpu_bf16',
            'bench_throughput', 'Stored', 'fly_dls', 'fly_times', 'break_even', 'fly_run', 'bench_on_the_fly',
            'bench_decode', 'bench_long_sets']
@@ -240,24 +240,27 @@ def _words(tr, o):
     return zip(cut_words(wav, spans), [o.text for o in spans])
 
 @torch.inference_mode()
-def an4_digits(
+def an4_words(
     sr:int=8000, # Of the sounds, in Hz
     min_dur:float=0.08, # Shorter words (s) are taken for faults of the alignment
     max_dur:float=1.2, # And longer ones
-)->list: # Pairs of sound `(1,T)` and digit, '0' to '9'
-    "The digits that the 84 people of AN4 say, without the silence around them"
+    min_n:int=15, # Rarer words are left out
+)->list: # Pairs of sound `(1,T)` and word: digits as '0' to '9'
+    "The words that the 84 people of AN4 say, without the silence around them"
     from fastaudio_lite.asr.text import digit_words, read_an4
-    tr = an4_model(0)
-    cut = [(trim_silence(wav.resample(sr), 30.), str(digit_words.index(t)))
-        for o in read_an4().itertuples() for wav,t in _words(tr, o) if t in digit_words]
-    return [o for o in cut if min_dur < o[0].dur < max_dur]
+    tr,names = an4_model(0),{k:str(i) for i,k in enumerate(digit_words)}
+    said = (o for u in read_an4().itertuples() for o in _words(tr, u))
+    cut = [(trim_silence(wav.resample(sr), 30.), names.get(t, t)) for wav,t in said]
+    cut = [o for o in cut if min_dur < o[0].dur < max_dur]
+    n = Counter(t for _,t in cut)
+    return [o for o in cut if n[o[1]]>=min_n]
 
 # %% ../nbs/32_benchmark.ipynb #181b4393
 def digit_learner(
     train:list, # Pairs of sound, or file, and digit
     test:list, # Pairs that are held out
     seed:int, # Of everything random
-    start:Classifier|None=None, # Go on from its front end and weights
+    start:Classifier|None=None, # Go on from its front end and weights; of its classes the digits are the first
 ): # A `Learner`, not yet trained
     "A committee on digits, for voices that it has not heard"
     from fastai.basics import IndexSplitter, set_seed
@@ -271,7 +274,9 @@ def digit_learner(
     dls = AudioDataLoaders.from_lists('.', sounds, labels, splitter=splitter, bs=64, cache=True, front_end=front_end,
         item_tfms=TrimSilence(), batch_tfms=voice_tfms(vtlp=not start), dl_type=SpeechDL)
     learn = audio_learner(dls, Committee)
-    if start: learn.model.load_state_dict(start.model.state_dict())
+    if not start: return learn
+    old = start.model.state_dict()
+    learn.model.load_state_dict({k:old[k][:len(o)] if o.ndim else old[k] for k,o in learn.model.state_dict().items()})
     return learn
 
 # %% ../nbs/32_benchmark.ipynb #5b0c9d1e
@@ -309,35 +314,42 @@ def _without(who): return [_pairs(o for o in _fsdd() if (digit_speaker(o)==who)=
 # %% ../nbs/32_benchmark.ipynb #160b4824
 @cache
 def _other_voices():
-    "Digits of everybody but the people of FSDD"
-    return an4_digits() + _pairs(sorted((starter_path()/'digits'/'recordings').glob('*.wav')))
+    "Words of everybody but the people of FSDD: those of AN4, and the digits of the starter set"
+    return an4_words() + _pairs(sorted((starter_path()/'digits'/'recordings').glob('*.wav')))
+
+def _config(name): return json.loads((_kept(name)/'config.json').read_text())
 
 # %% ../nbs/32_benchmark.ipynb #45e96900
 def zero_run(
     seed:int, # Of everything random
     epochs:int=15, # Of training
 )->dict: # Accuracy for each of FSDD's speakers
-    "Train on AN4's digits and the starter voices, test on all of FSDD; the model is kept in `models`"
-    from fastaudio_lite.export import save_pretrained
-    learn = digit_learner(_other_voices(), _pairs(files := _fsdd()), seed)
+    "Train on AN4's digits and the starter voices, test on all of FSDD"
+    learn = digit_learner([o for o in _other_voices() if o[1].isdigit()], _pairs(files := _fsdd()), seed)
     fit_blind(learn, epochs)
-    save_pretrained(learn, _kept(f'zero-{seed}'), dict(epochs=epochs, seed=seed))
     return by_group(learn, list(map(digit_speaker, files)))
 
 # %% ../nbs/32_benchmark.ipynb #7447a1ad
-def _zero(seed, epochs=15):
-    "Sum of the weights of the model that `zero_run` keeps; trained now, if it is not there"
-    if not _kept(name := f'zero-{seed}').exists() or _figures(name)['epochs']!=epochs: zero_run(seed, epochs)
-    return json.loads((_kept(name)/'config.json').read_text())['weights']['sha256']
+def words_model(
+    seed:int, # Of everything random
+    epochs:int=15, # Of training
+)->Classifier: # Of AN4's words, digits first
+    "A committee on the words of AN4 and the digits of the starter set: kept from before, or trained now"
+    from fastaudio_lite.export import save_pretrained
+    folder,pairs = _kept(name := f'words-{seed}'),_other_voices()
+    if not folder.exists() or _config(name)['figures']['epochs']!=epochs:
+        learn = digit_learner(pairs, pairs[:64], seed)
+        fit_blind(learn, epochs)
+        save_pretrained(learn, folder, dict(epochs=epochs, seed=seed))
+    return Classifier.from_pretrained(folder)
 
 def extra_run(
     who:str, # The speaker of FSDD that is left out
     seed:int, # Of everything random
     epochs:int=8, # Of further training
 )->dict: # `accuracy`, and the `probs` and `targs` of the clips
-    "Train the model that `zero_run` kept further, on the other five speakers of FSDD, and test it on `who`"
-    train,test = _without(who)
-    learn = digit_learner(train, test, seed, Classifier.from_pretrained(_kept(f'zero-{seed}')))
+    "Train `words_model` further, on the other five speakers of FSDD, and test it on `who`"
+    learn = digit_learner(*_without(who), seed, words_model(seed))
     fit_blind(learn, epochs, lr=4e-3)
     with learn.no_bar(): p,t = learn.get_preds()
     accuracy,probs = (p.argmax(1)==t).double().mean().item(),[[round(v, 4) for v in r] for r in p.tolist()]
@@ -378,7 +390,7 @@ def _left_out(name, run, n_seeds, about, path):
     return [{k:accs[k,s] for k in who} for s in range(n_seeds)],took
 
 # %% ../nbs/32_benchmark.ipynb #7728e08d
-_others = "AN4's digits (84 people, cut out by alignment) and 18 synthetic voices"
+_others = "{} of AN4 (84 people, cut out by alignment) and digits of 18 synthetic voices"
 _chosen = 'settings chosen on the mean of these six, two left out at a time'
 
 def bench_fsdd_loso(
@@ -397,7 +409,7 @@ def bench_fsdd_zero(
 )->dict: # As `write_speakers` gives it
     "All of FSDD by a classifier that has heard none of it"
     runs,took = each('fsdd-zero', range(n_seeds), lambda s: zero_run(s, epochs), dict(recipe=2, epochs=epochs), path)
-    return write_speakers('fsdd-zero', runs, took, f'all 3,000 of FSDD; trained on {_others}', path, epochs=epochs)
+    return write_speakers('fsdd-zero', runs, took, f"all 3,000 of FSDD; trained on {_others.format('digits')}", path, epochs=epochs)
 
 # %% ../nbs/32_benchmark.ipynb #880fbde8
 def _together(runs):
@@ -407,15 +419,17 @@ def _together(runs):
 
 def bench_fsdd_loso_extra(
     n_seeds:int=3, # Trainings for each speaker
-    epochs:int=8, # Of each, after those of `fsdd-zero`
+    epochs:int=8, # Of each, after that of `words_model`
     path:Path|None=None, # Folder of the result; None: `results_path()`
 )->dict: # As `write_speakers` gives it, and `together`: by speaker, the answers of all seeds joined
     "Each speaker of FSDD left out, with other voices in training beforehand"
-    about = dict(recipe=3, epochs=epochs, start=list(map(_zero, range(n_seeds))))
+    for s in range(n_seeds): words_model(s)
+    start = [_config(f'words-{s}')['weights']['sha256'] for s in range(n_seeds)]
+    about = dict(recipe=4, epochs=epochs, start=start)
     runs,took = _left_out('fsdd-loso-extra', lambda k,s: extra_run(k, s, epochs), n_seeds, about, path)
     together = {k:_together([r[k] for r in runs]) for k in runs[0]}
     accs = [{k:o['accuracy'] for k,o in r.items()} for r in runs]
-    split = f"each speaker left out; trained on {_others}, then on the other five; {_chosen}"
+    split = f"each speaker left out; trained on {_others.format('words')}, then on the other five; {_chosen}"
     return write_speakers('fsdd-loso-extra', accs, took, split, path, epochs=epochs, together=together,
         together_mean=_mean_sd(list(together.values()))[0])
 
@@ -531,15 +545,13 @@ def bench_esc10(
         train_seconds=round(max(r['seconds'] for r in runs), 1), confused=dict(wrong.most_common(10)))
 
 # %% ../nbs/32_benchmark.ipynb #d0296343
-def _figures(name): return json.loads((_kept(name)/'config.json').read_text())['figures']
-
 def _trained(name, epochs, seed, make):
     "The `Transcriber` kept as `name`, or that of the learner which `make` trains now, kept for the next time"
     from fastai.basics import set_seed
     from fastaudio_lite.asr.transcribe import Transcriber
     from fastaudio_lite.export import save_pretrained
     folder,t0 = _kept(name),perf_counter()
-    if not folder.exists() or _figures(name)['epochs']!=epochs:
+    if not folder.exists() or _config(name)['figures']['epochs']!=epochs:
         set_seed(seed)
         learn = make()
         about = dict(epochs=epochs, seed=seed, threads=torch.get_num_threads(), machine=machine())
@@ -591,7 +603,7 @@ def bench_an4(
     t0,df = perf_counter(),_an4_test()
     def _run(s):
         rates = _error_rates(df, hear(an4_model(s), df.file.tolist()))
-        made = _figures(f'an4-{s}')
+        made = _config(f'an4-{s}')['figures']
         return dict(rates, train_seconds=round(made['seconds'], 1), threads=made['threads'], trained_on=made['machine'])
     runs = [_run(s) for s in seeds]
     value,sd = _mean_sd([r['wer'] for r in runs])
