@@ -392,27 +392,17 @@ def _from_folders(path):
 # %% ../nbs/34_cli.ipynb #dfeb5e80
 _yes = dict.fromkeys(('1','yes','true'), True) | dict.fromkeys(('0','no','false',''), False)
 
-def _rows(fn):
-    "Rows of the csv file `fn`, if it has the columns that we need"
-    import csv
-    try:
-        with open(fn, newline='', encoding='utf-8-sig') as f: rows = list(csv.DictReader(f))
-    except (csv.Error, UnicodeDecodeError) as e: raise ValueError(f"got {fn}, which is no csv text ({e}): save the table as csv in UTF-8") from e
-    _need(rows, f"got {fn} without rows, expected the columns file and label, and a row for each clip")
-    lack = {'file','label'} - rows[0].keys()
-    _need(not lack, f"got {fn} with the columns {', '.join(map(str, rows[0]))}, expected file and label: rename them")
-    return rows
-
 def _from_csv(fn):
     "Files, labels and None, or which are held out, of a table"
-    rows,held = _rows(fn),None
+    from .asr.text import _read_csv
+    rows,held = _read_csv(fn, 'label').to_dict('records'),None
     bad = next((i for i,o in enumerate(rows, 2) if not (o['file'] and o['label'])), None)
     _need(bad is None, f"got {fn} with no file or no label in line {bad}: fill it in, or remove the line")
     files = [fn.parent/o['file'] for o in rows]
     lost = [o for o in files if not o.is_file()]
     if lost: raise FileNotFoundError(f"got {fn} with {len(lost)} of {len(files)} files missing, the first is {lost[0]}: names start from the table's folder")
     if 'valid' in rows[0]:
-        held = [_yes.get((o['valid'] or '').strip().lower()) for o in rows]
+        held = [_yes.get(o['valid'].strip().lower()) for o in rows]
         _need(None not in held, f"got valid={rows[held.index(None) if None in held else 0]['valid']!r} in {fn}, expected yes or no")
     return files,[o['label'].strip() for o in rows],held
 

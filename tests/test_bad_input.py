@@ -213,7 +213,7 @@ def test_damaged_clip(cli, tmp_path):
     assert one_line(cli('train', tmp_path/'a'), '1.wav')==''
     assert left(Path())==[]
 
-tables = {'file,label\n': 'without rows', 'name,kind\na.wav,dog\n': 'name, kind', 'file,label\na.wav,dog\nb.wav,\n': 'line 3', 'file,label\na.wav\n': 'line 2',
+tables = {'file,label\n': 'without a row', 'name,kind\na.wav,dog\n': "'name', 'kind'", 'file,label\na.wav,dog\nb.wav,\n': 'line 3', 'file,label\na.wav\n': 'line 2',
     'file,label\na.wav,dog\nnone.wav,cat\n': '1 of 2 files missing', 'file,label,valid\na.wav,dog,maybe\n': "valid='maybe'", 'file,label\na.wav,dog\na.wav,dog\n': 'one class',
     'file,label,valid\na.wav,dog,no\na.wav,cat,no\n': 'no clips to hold out'}
 
@@ -225,7 +225,7 @@ def test_tables(text, cli, tmp_path):
 
 def test_table_not_text(cli, tmp_path):
     (tmp_path/'t.csv').write_bytes(b'file,label\n\xff\xfe\x00')
-    one_line(cli('train', tmp_path/'t.csv'), 'no csv')
+    one_line(cli('train', tmp_path/'t.csv'), 'cannot be read')
     one_line(cli('train', write(tmp_path/'a.wav')), 'a.wav', 'csv')
 
 @pytest.mark.parametrize('arg', ('--epochs=0', '--sr=10', '--dur=-1', '--valid=100', '--bs=0', '--lr=nan', '--workers=-1'))

@@ -207,16 +207,16 @@ def speech_table()->pd.DataFrame: # Columns `file, text, speaker, split`
     return df
 
 # %% ../../nbs/10_text.ipynb #2fd0e3bd
-def _read_csv(fn):
-    "The table in the file `fn`, all of it text"
-    if not fn.is_file(): raise FileNotFoundError(f"got {fn}, expected a csv file with the columns file and text: {'this is a folder' if fn.is_dir() else 'no such file'}")
+def _read_csv(fn, what='text'):
+    "The table in the file `fn`, all of it text, if it has the columns `file` and `what`"
+    if not fn.is_file(): raise FileNotFoundError(f"got {fn}, expected a csv file with the columns file and {what}: {'this is a folder' if fn.is_dir() else 'no such file'}")
     try:
         with open(fn, encoding='utf-8-sig', newline='') as f:
             r = csv.DictReader(f, restval='', skipinitialspace=True)
             cols,rows = r.fieldnames or [],list(r)
     except (UnicodeDecodeError, csv.Error) as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected a csv file in UTF-8") from e
-    if not cols: raise ValueError(f"got {fn}, which cannot be read (it is empty), expected a csv file with the columns file and text")
-    if miss := {'file','text'}-set(cols): raise ValueError(f"got {fn} with the columns {cols}, expected {' and '.join(sorted(miss))} too: "
+    if not cols: raise ValueError(f"got {fn}, which cannot be read (it is empty), expected a csv file with the columns file and {what}")
+    if miss := {'file',what}-set(cols): raise ValueError(f"got {fn} with the columns {cols}, expected {' and '.join(sorted(miss))} too: "
         "name them in the first line, separated by commas")
     if not rows: raise ValueError(f"got {fn} without a row, expected a row for each recording")
     if wide := [o['file'] for o in rows if None in o]:
