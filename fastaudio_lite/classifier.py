@@ -28,7 +28,8 @@ def len_mask(
     x:torch.Tensor, # Features `(B,C,F,T)`
 )->torch.Tensor|None: # 1 where real, 0 where padded `(B,1,1,T)`
     "Mask of the real frames of `x`; None where nothing is padded"
-    if lens is None or int(lens.min()) >= x.shape[-1]: return None
+    if lens is None: return None
+    if not torch.compiler.is_compiling() and int(lens.min()) >= x.shape[-1]: return None # A graph cannot ask how long clips are
     return (torch.arange(x.shape[-1], device=x.device) < lens[:,None])[:,None,None].to(x.dtype)
 
 def _n_processes():
@@ -90,6 +91,10 @@ class ConvBlock(nn.Module):
         return F.relu(self.norm(x, len_mask(lens, x))),lens
 
 # %% ../nbs/05_classifier.ipynb #6cb643d3
+def _plain(x):
+    "`x` as a plain tensor: while a graph is traced it is one, in disguise"
+    return x if torch.compiler.is_compiling() else x.as_subclass(torch.Tensor)
+
 class AudioCNN(nn.Module):
     "A small convolutional network on spectrograms; a clip gets the same answer alone or padded in a batch"
     def __init__(self,
@@ -110,7 +115,7 @@ class AudioCNN(nn.Module):
     )->torch.Tensor: # Logits `(B,n_out)`
         "Logits of each clip"
         lens = ifnone(lens, getattr(spec, 'lens', None))
-        x = spec.as_subclass(torch.Tensor)
+        x = _plain(spec)
         if lens is not None: lens = lens.to(x.device)
         for b in self.blocks: x,lens = b(x, lens)
         x = x.mean(2)                                                       # (B,nf,T)

@@ -468,10 +468,8 @@ class _GraphFrontEnd(nn.Module):
     "A `FrontEnd` in operations that ONNX has; padding is 0 and changes nothing"
     def __init__(self, fe):
         super().__init__()
-        from fastaudio_lite.spectrogram import _savgol
         self.fe,self.before = fe,(fe.n_fft-fe.win)//2
         self.register_buffer('waves', _waves(fe))
-        self.slopes = [_savgol(9, i+1).float()[None,None] for i in range(fe.deltas)]
 
     def power(self, x):
         fe,h = self.fe,self.fe.n_fft//2-self.before
@@ -480,6 +478,7 @@ class _GraphFrontEnd(nn.Module):
         return (re*re + im*im).pow(fe.power/2).transpose(1,2)                                      # (N,frames,F)
 
     def forward(self, wav, lens):
+        from fastaudio_lite.spectrogram import deltas
         fe,n = self.fe,self.fe.n_frames(lens)
         x = wav.masked_fill(~_valid(wav, lens), 0)                                                 # (B,C,T)
         x = fe._block(self.power(x.flatten(0,1)[:,None]).flatten(0,1)).unflatten(0, (*wav.shape[:2],-1))
@@ -487,17 +486,10 @@ class _GraphFrontEnd(nn.Module):
         x = x.masked_fill(~ok, {'db':-100., 'log':math.log(1e-10)}.get(fe.scale, 0.))
         x = _pcen(fe, x) if fe.scale=='pcen' else fe._scaled(x)
         if fe.dct is not None: x = (x.transpose(2,3)@fe.dct).transpose(2,3)
-        if fe.deltas: x = torch.cat([x, *(_slope(x, n, k) for k in self.slopes)], 1)
+        if fe.deltas: x = torch.cat([x, *(deltas(x, i+1, lens=n.view(-1,1,1,1)) for i in range(fe.deltas))], 1)
         return fe._normed(x, ok).masked_fill(~ok, 0), n
 
 # %% ../nbs/06_export.ipynb #6540ee8e
-def _slope(x, n, kernel):
-    "`deltas` of `x` `(B,C,F,T)`, of which `n` `(B,)` frames are real"
-    h,T = kernel.shape[-1]//2,x.shape[-1]
-    t = torch.minimum(torch.arange(-h, T+h).clamp(min=0), n.view(-1,1,1,1)-1)
-    x = (x-x[...,:1]).gather(-1, t.expand(*x.shape[:-1], -1))
-    return F.conv1d(x.reshape(-1, 1, T+2*h), kernel).view(*x.shape[:-1], T)
-
 def _pcen(fe, x):
     "`pcen` of `x` `(B,C,F,T)`, its running mean as a sum over the past up to weights of 1e-20"
     t = 0.4*fe.sr/fe.hop
@@ -510,17 +502,6 @@ def _pcen(fe, x):
     return (x*(mean+1e-6).pow(-0.98)+2).sqrt()-2**0.5
 
 # %% ../nbs/06_export.ipynb #dd67f0f7
-def _conv_block(b, x, lens):
-    "What `ConvBlock` does where there is padding"
-    x,lens = b.conv(x),(lens-1)//b.stride + 1
-    return F.relu(b.norm(x, _valid(x, lens).to(x.dtype))),lens
-
-def _cnn(m, x, lens):
-    "What `AudioCNN` does where there is padding"
-    for b in m.blocks: x,lens = _conv_block(b, x, lens)
-    x = x.mean(2)                                                           # (B,nf,T)
-    return m.head(torch.cat([x.sum(-1)/lens[:,None], x.amax(-1)], 1))
-
 class _GraphLSTM(nn.Module):
     "An `nn.LSTM` as one operation"
     def __init__(self, lstm):
@@ -543,16 +524,16 @@ class _ClassifierGraph(nn.Module):
     def __init__(self, clf):
         super().__init__()
         from fastaudio_lite.classifier import AudioCNN
+        from fastaudio_lite.voices import Committee
         self.front_end,self.model,self.multi = _GraphFrontEnd(clf.front_end),clf.model,clf.multi
-        self.masked = type(clf.model) is AudioCNN
-        if clf.arch=='Committee': raise PretrainedError("got a Committee, expected a single network: the ONNX export cannot count its frames")
+        self.masked = isinstance(clf.model, (AudioCNN,Committee))
         if self.masked or clf.front_end.center: return
         raise PretrainedError(f"got a front end with center=False before a {type(clf.model).__name__}, expected center=True, or "
-            "AudioCNN as the network: others hear the padding that center=False needs")
+            "AudioCNN or Committee as the network: others hear the padding that center=False needs")
 
     def forward(self, wav, lens):
         x,n = self.front_end(wav, lens.clamp(max=wav.shape[-1]))
-        x = _cnn(self.model, x, n) if self.masked else self.model(x)
+        x = self.model(x, n) if self.masked else self.model(x)
         return x.sigmoid() if self.multi else x.softmax(-1)
 
 class _RecogniserGraph(nn.Module):
@@ -568,7 +549,7 @@ class _RecogniserGraph(nn.Module):
     def forward(self, wav, lens):
         from fastaudio_lite.asr.ctc import flip_valid
         m,(x,n) = self.model,self.front_end(wav, lens.clamp(max=wav.shape[-1]))
-        for b in m.stem: x,n = _conv_block(b, x, n)
+        for b in m.stem: x,n = b(x, n)
         x = m.proj(x.flatten(1,2).transpose(1,2))                           # (B,T,n_hidden)
         for l,fwd,bwd in zip(m.layers, self.lstms[::2], self.lstms[1::2]):
             x = l.norm(x + torch.cat([fwd(x), flip_valid(bwd(flip_valid(x, n)), n)], -1))

@@ -7,11 +7,12 @@ __all__ = ['TrimSilence', 'cepstra', 'stretches', 'TimeNet', 'StretchNet', 'Vote
 
 # %% ../nbs/09_voices.ipynb #ed59b188
 import torch, torch.nn as nn, torch.nn.functional as F
+from fastcore.basics import ifnone
 from fasttransform import Transform
 
 from .audio import AudioTensor, trim_silence
 from .augment import SpecStretch, TimeMask, aug_tfms
-from .classifier import AudioCNN, ConvBlock
+from .classifier import AudioCNN, ConvBlock, _plain
 from .spectrogram import deltas, mfcc
 
 # %% ../nbs/09_voices.ipynb #2c709592
@@ -163,9 +164,10 @@ class Committee(nn.Module):
 
     def members(self,
         spec:torch.Tensor, # Log-mel spectrogram `(B,C,F,T)`, with `lens` where padded
+        lens:torch.Tensor|None=None, # Valid frames `(B,)`; None: `spec.lens`
     )->torch.Tensor: # `(B,3,n_out)`
         "Log-probabilities that each member gives"
-        lens,spec = getattr(spec, 'lens', None),spec.as_subclass(torch.Tensor)
+        lens,spec = ifnone(lens, getattr(spec, 'lens', None)),_plain(spec)
         lens = torch.full((len(spec),), spec.shape[-1], device=spec.device) if lens is None else lens.to(spec.device)
         c = cepstra(spec, lens, self.n_mfcc).flatten(1, 2)
         if self.training: c = c + self.noise*torch.randn_like(c)*(c!=0)
@@ -173,9 +175,10 @@ class Committee(nn.Module):
 
     def forward(self,
         spec:torch.Tensor, # Log-mel spectrogram `(B,C,F,T)`, with `lens` where padded
+        lens:torch.Tensor|None=None, # Valid frames `(B,)`; None: `spec.lens`
     )->torch.Tensor: # In training `(B,3,n_out)`, for a loss each; else `(B,n_out)`
         "Log-probabilities: of every member in training, else their mean"
-        res = self.members(spec)
+        res = self.members(spec, lens)
         return res if self.training else res.log_softmax(-1).mean(1)
 
 # %% ../nbs/09_voices.ipynb #36b7d9c0
