@@ -506,7 +506,7 @@ def esc10_run(
     folds:list, # A fold each
     fold:int, # The one to test on
     seed:int, # Of everything random
-    epochs:int=50, # Of training
+    epochs:int=120, # Of training
     bar:bool=True, # Show progress?
 )->dict: # `accuracy` on the `n` clips of `fold`, `wrong` (label, answer) pairs, `seconds` of training
     "Train `AudioCNN` from scratch on the other folds of ESC-10 and test it"
@@ -529,7 +529,7 @@ def esc10_run(
 # %% ../nbs/32_benchmark.ipynb #640f1181
 def bench_esc10(
     seeds:tuple=(0,1,2), # Five trainings each
-    epochs:int=50, # Of each training
+    epochs:int=120, # Of each training
     files:list|None=None, # Clips; None: ESC-10
     path:Path|None=None, # Folder for `esc10.json`; None: `results_path()`
 )->dict: # What was written: mean accuracy, and each training's under `accuracies`, by seed and fold
