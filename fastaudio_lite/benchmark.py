@@ -207,10 +207,6 @@ def _mean_sd(xs):
     x = torch.tensor(xs, dtype=torch.float64)
     return round(x.mean().item(), 5), round(x.std(correction=0).item(), 5)
 
-def _kept(name):
-    "The folder of the trained model `name`: of the repository, or of the working directory"
-    return results_path().parent/'models'/name
-
 def bench_fsdd_official(
     seeds:tuple=(0,1,2), # One training each
     epochs:int=12, # Of each training
@@ -317,7 +313,24 @@ def _other_voices():
     "Words of everybody but the people of FSDD: those of AN4, and the digits of the starter set"
     return an4_words() + _pairs(sorted((starter_path()/'digits'/'recordings').glob('*.wav')))
 
+# %% ../nbs/32_benchmark.ipynb #a3410089
+def _kept(name):
+    "The folder of the trained model `name`: of the repository, or of the working directory"
+    return results_path().parent/'models'/name
+
 def _config(name): return json.loads((_kept(name)/'config.json').read_text())
+
+def _trained(name, epochs, seed, make):
+    "The model kept as `name`, or that of the learner which `make` trains now, kept for the next time"
+    from fastai.basics import set_seed
+    from fastaudio_lite.export import from_pretrained, save_pretrained
+    folder,t0 = _kept(name),perf_counter()
+    if not folder.exists() or _config(name)['figures']['epochs']!=epochs:
+        set_seed(seed)
+        learn = make()
+        about = dict(epochs=epochs, seed=seed, threads=torch.get_num_threads(), machine=machine())
+        save_pretrained(learn, folder, about | dict(seconds=perf_counter()-t0))
+    return from_pretrained(folder)
 
 # %% ../nbs/32_benchmark.ipynb #45e96900
 def zero_run(
@@ -335,13 +348,12 @@ def words_model(
     epochs:int=15, # Of training
 )->Classifier: # Of AN4's words, digits first
     "A committee on the words of AN4 and the digits of the starter set: kept from before, or trained now"
-    from fastaudio_lite.export import save_pretrained
-    folder,pairs = _kept(name := f'words-{seed}'),_other_voices()
-    if not folder.exists() or _config(name)['figures']['epochs']!=epochs:
+    def _make():
+        pairs = _other_voices()
         learn = digit_learner(pairs, pairs[:64], seed)
         fit_blind(learn, epochs)
-        save_pretrained(learn, folder, dict(epochs=epochs, seed=seed))
-    return Classifier.from_pretrained(folder)
+        return learn
+    return _trained(f'words-{seed}', epochs, seed, _make)
 
 def extra_run(
     who:str, # The speaker of FSDD that is left out
@@ -546,19 +558,6 @@ def bench_esc10(
         train_seconds=round(max(r['seconds'] for r in runs), 1), confused=dict(wrong.most_common(10)))
 
 # %% ../nbs/32_benchmark.ipynb #d0296343
-def _trained(name, epochs, seed, make):
-    "The `Transcriber` kept as `name`, or that of the learner which `make` trains now, kept for the next time"
-    from fastai.basics import set_seed
-    from fastaudio_lite.asr.transcribe import Transcriber
-    from fastaudio_lite.export import save_pretrained
-    folder,t0 = _kept(name),perf_counter()
-    if not folder.exists() or _config(name)['figures']['epochs']!=epochs:
-        set_seed(seed)
-        learn = make()
-        about = dict(epochs=epochs, seed=seed, threads=torch.get_num_threads(), machine=machine())
-        save_pretrained(learn, folder, about | dict(seconds=perf_counter()-t0))
-    return Transcriber.from_pretrained(folder)
-
 def an4_model(
     seed:int, # Of everything random
     epochs:int=60, # Of training

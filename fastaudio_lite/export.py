@@ -526,7 +526,7 @@ class _ClassifierGraph(nn.Module):
         from fastaudio_lite.classifier import AudioCNN
         from fastaudio_lite.voices import Committee
         self.front_end,self.model,self.multi = _GraphFrontEnd(clf.front_end),clf.model,clf.multi
-        self.masked = isinstance(clf.model, (AudioCNN,Committee))
+        self.masked = type(clf.model) in (AudioCNN,Committee)
         if self.masked or clf.front_end.center: return
         raise PretrainedError(f"got a front end with center=False before a {type(clf.model).__name__}, expected center=True, or "
             "AudioCNN or Committee as the network: others hear the padding that center=False needs")

@@ -72,7 +72,9 @@ def _seeds(d):
 def _time(d):
     "What the benchmark took; beforehand, each training"
     mins = [o['train_seconds']/60 for o in d.get('runs', []) if isinstance(o, dict) and 'train_seconds' in o]
-    return f"{d['seconds']:.0f} s" + (f" after {min(mins):.0f} to {max(mins):.0f} min of training each" if mins else '')
+    if not mins: return f"{d['seconds']:.0f} s"
+    span = ' to '.join(dict.fromkeys(f'{o:.0f}' for o in (min(mins), max(mins))))
+    return f"{d['seconds']:.0f} s after {span} min of training each"
 
 def result(name):
     "One row of the table of results"
