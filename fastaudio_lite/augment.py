@@ -521,7 +521,7 @@ def speech_tfms(
     vtl:float=0.12, # Vocal tracts up to so much longer or shorter
     mask:float=0.07 # Longest of two time masks, as a part of the clip
 )->list: # Batch transforms, for `batch_tfms`
-    "A default for recognisers: rooms, noises, telephones; other rates and throats; masks (SpecAugment, Park et al. 2019)"
+    "A default for recognizers: rooms, noises, telephones; other rates and throats; masks (SpecAugment, Park et al. 2019)"
     wav = [RoomAtEnd(1/rate[0]-1), Reverb((0.1,0.4), (3.,18.), p=0.2), AddNoise((10.,40.), ['white','pink','brown'], p=0.3), Telephone()]
     return wav + [SpecStretch(rate, p=0.7), VTLP((1-vtl,1+vtl), p=0.7), FreqMask(0.15), TimeMask(mask, 2)]
 

@@ -243,7 +243,7 @@ def an4_words(
     min_n:int=15, # Rarer words are left out
 )->list: # Pairs of sound `(1,T)` and word: digits as '0' to '9'
     "The words that the 84 people of AN4 say, without the silence around them"
-    from fastaudio_lite.asr.text import digit_words, read_an4
+    from fastaudio_lite.text import digit_words, read_an4
     tr,names = an4_model(0),{k:str(i) for i,k in enumerate(digit_words)}
     said = (o for u in read_an4().itertuples() for o in _words(tr, u))
     cut = [(trim_silence(wav.resample(sr), 30.), names.get(t, t)) for wav,t in said]
@@ -261,7 +261,7 @@ def digit_learner(
     "A committee on digits, for voices that it has not heard"
     from fastai.basics import IndexSplitter, set_seed
     from fastaudio_lite.all import AudioDataLoaders, audio_learner
-    from fastaudio_lite.asr.text import SpeechDL
+    from fastaudio_lite.text import SpeechDL
     from fastaudio_lite.voices import Committee, TrimSilence, voice_tfms
     set_seed(seed, reproducible=True)
     sounds,labels = zip(*train, *test)
@@ -468,7 +468,7 @@ def stranger_run(
     "Train one way and test on the speakers left out"
     from fastai.basics import set_seed
     from fastaudio_lite.all import AudioCNN, aug_tfms, audio_learner
-    from fastaudio_lite.asr.text import SpeechDL
+    from fastaudio_lite.text import SpeechDL
     set_seed(0, reproducible=True)
     how = dict(net=AudioCNN, batch_tfms=aug_tfms(), front_end=FrontEnd(8000, n_mels=32)) | stranger_ways()[way]
     net = how.pop('net')(10)
@@ -562,9 +562,9 @@ def an4_model(
     seed:int, # Of everything random
     epochs:int=60, # Of training
 ): # A `Transcriber`; seconds and figures are in its `config.json`
-    "The recogniser of AN4 that `seed` gives: kept from before, or trained now from scratch"
+    "The recognizer of AN4 that `seed` gives: kept from before, or trained now from scratch"
     from fastaudio_lite.asr.ctc import an4_sounds
-    from fastaudio_lite.asr.text import read_an4
+    from fastaudio_lite.text import read_an4
     from fastaudio_lite.asr.transcribe import train_asr
     def _make():
         df = read_an4(n_valid=3)
@@ -576,17 +576,17 @@ def heard(
     tr, # A `Transcriber`
     sounds:list, # Anything that `load_audio` takes
 )->list: # The text of each
-    "What a recogniser makes of `sounds`"
+    "What a recognizer makes of `sounds`"
     return [tr.transcribe(o).text for o in sounds]
 
 # %% ../nbs/32_benchmark.ipynb #64baabad
 def _an4_test():
-    from fastaudio_lite.asr.text import read_an4
+    from fastaudio_lite.text import read_an4
     df = read_an4()
     return df[df.split=='test'].reset_index(drop=True)
 
 def _error_rates(df, hyps):
-    from fastaudio_lite.asr.text import cer, wer, wer_interval
+    from fastaudio_lite.text import cer, wer, wer_interval
     refs = df.text.tolist()
     lo,hi = wer_interval(refs, hyps, df.speaker.tolist())
     return dict(wer=round(wer(refs, hyps), 5), cer=round(cer(refs, hyps), 5), low=round(lo, 5), high=round(hi, 5))
@@ -615,7 +615,7 @@ def bench_an4(
 def an4_lm(): # An `NGram` of words, order 4
     "The language model of AN4's training transcripts"
     from fastaudio_lite.asr.decode import NGram
-    from fastaudio_lite.asr.text import read_an4
+    from fastaudio_lite.text import read_an4
     df = read_an4()
     return NGram.fit(df[df.split!='test'].text.tolist(), order=4, smoothing='kneser-ney')
 
@@ -646,11 +646,11 @@ def bench_an4_ctc_phone(**kwargs)->dict: # As `bench_an4` gives it
 
 # %% ../nbs/32_benchmark.ipynb #c38678bf
 def bench_an4_to_fsdd(
-    seeds:tuple=(0,1,2), # Of the recognisers of AN4
+    seeds:tuple=(0,1,2), # Of the recognizers of AN4
     path:Path|None=None, # Folder of the result; None: `results_path()`
 )->dict: # What was written
-    "Recognisers trained on AN4 hear strings of FSDD's digits, with a lexicon of digits"
-    from fastaudio_lite.asr.text import digit_strings, wer
+    "Recognizers trained on AN4 hear strings of FSDD's digits, with a lexicon of digits"
+    from fastaudio_lite.text import digit_strings, wer
     from fastaudio_lite.datasets import is_digit_test
     files = [o for o in _fsdd() if is_digit_test(o)]
     t0,(sounds,refs) = perf_counter(),zip(*digit_strings(files, 200))
@@ -664,13 +664,13 @@ def bench_an4_to_fsdd(
 def digits_model(
     name:str, # Folder of the trained model in `models`
     files:list, # Training recordings
-    seed:int=0, # Of everything random, and of the recogniser of AN4 to begin with
+    seed:int=0, # Of everything random, and of the recognizer of AN4 to begin with
     epochs:int=5, # Of training
     n:int=2000, # Training strings
 ): # A `Transcriber`
-    "A recogniser of strings of digits, trained further from that of AN4: kept from before, or trained now"
+    "A recognizer of strings of digits, trained further from that of AN4: kept from before, or trained now"
     from fastaudio_lite.asr.ctc import an4_sounds, ctc_learner
-    from fastaudio_lite.asr.text import SpeechDataLoaders, digit_strings
+    from fastaudio_lite.text import SpeechDataLoaders, digit_strings
     from fastaudio_lite.augment import SpeedPitch, speech_tfms
     def _make():
         tr = an4_model(seed)
@@ -695,7 +695,7 @@ def _held_out(name):
 
 def _digits_wer(tr, files):
     "Word error rates on 200 strings with gaps and on 200 that overlap"
-    from fastaudio_lite.asr.text import digit_strings, wer
+    from fastaudio_lite.text import digit_strings, wer
     res = {}
     for k,gap in dict(gaps=0.1, overlaps=-0.05).items():
         sounds,refs = zip(*digit_strings(files, 200, gap=gap))

@@ -634,7 +634,7 @@ _asr_data = 'an4, starter, or a csv file with the columns file and text'
 
 def _speech(data, valid=20.):
     "The table of recordings that `data` names, with `valid` percent of its speakers held out where it does not say"
-    from fastaudio_lite.asr.text import read_an4, read_speech, read_starter
+    from fastaudio_lite.text import read_an4, read_speech, read_starter
     known = dict(an4=read_an4, starter=read_starter)
     if data in known: return known[data]()
     _need(data.lower().endswith('.csv'), f"got the data {data}, expected {_asr_data}")
@@ -649,7 +649,7 @@ def _sounds_for(data, fn):
 # %% ../nbs/34_cli.ipynb #1c5fa29e
 def _problems(df, tokens):
     "Rows of `df` that cannot be learnt from, or measured on, with their problem"
-    from fastaudio_lite.asr.text import check_transcripts
+    from fastaudio_lite.text import check_transcripts
     from fastaudio_lite.asr.transcribe import step_dur
     bad = check_transcripts(df, tokens, step_dur)
     bad = bad.assign(row=bad.row.astype(int)) # A table without rows knows no types
@@ -722,13 +722,13 @@ def _heard(tr, part, split):
 # %% ../nbs/34_cli.ipynb #bd394ac2
 def _errors(refs, hyps, k=3):
     "The `k` most frequent errors as lines"
-    from fastaudio_lite.asr.text import error_table
+    from fastaudio_lite.text import error_table
     words = dict(substitute='  {said} was written as {written}: {n}', delete='  {said} was left out: {n}', insert='  {written} was put in: {n}')
     return [words[o.kind].format(**o._asdict()) for o in error_table(refs, hyps).head(k).itertuples(index=False)]
 
 def _score_asr(tr, df):
     "Figures on the test rows of `df`, else on those for validation, and lines that say them"
-    from fastaudio_lite.asr.text import cer, wer, wer_interval
+    from fastaudio_lite.text import cer, wer, wer_interval
     split = 'test' if (df.split=='test').any() else 'valid'
     part,hyps = _heard(tr, df[df.split==split], split)
     refs = part.text.tolist()
@@ -755,7 +755,7 @@ def train_asr(
     augment:bool=True, # Change the training clips at random? --no-augment leaves them as they are
     data:str=None # Another way to name the source
 ):
-    "Train a recogniser of speech on recordings and their texts; stopped, the same command goes on"
+    "Train a recognizer of speech on recordings and their texts; stopped, the same command goes on"
     _need(not (source and data), f"got {source} and --data {data}, expected one of them")
     _need(data := source or data, f"got no data, expected {_asr_data}")
     opts = dict(epochs=epochs, tokens=tokens, sr=sr, bs=bs, lr=lr, hidden=hidden, layers=layers)
@@ -775,7 +775,7 @@ def train_asr(
         _save_asr(tr, df, out, trained_on=n, epochs=opts['epochs'], seeds=1)
 
 def _save_asr(tr, df, out, **counts):
-    "Save a trained recogniser, measure it, and add the figures"
+    "Save a trained recognizer, measure it, and add the figures"
     from fastaudio_lite.export import save_pretrained
     save_pretrained(tr, out, counts)
     figures,lines = _score_asr(tr, df)
@@ -785,7 +785,7 @@ def _save_asr(tr, df, out, **counts):
 # %% ../nbs/34_cli.ipynb #e2d4b8bc
 def _list_of(lines):
     "Words or phrases, cleaned as transcripts are"
-    from fastaudio_lite.asr.text import clean_text
+    from fastaudio_lite.text import clean_text
     return [o for o in map(clean_text, lines) if o]
 
 def _words_file(fn):
@@ -797,7 +797,7 @@ def _words_file(fn):
     _need(words, f"got the lexicon {fn} without a word, expected a word a line")
     return words
 
-def _recogniser(model, lm, lexicon, hotwords, **kwargs):
+def _recognizer(model, lm, lexicon, hotwords, **kwargs):
     "The saved `Transcriber` with its decoder; arguments that are None are the decoder's own choice"
     from fastaudio_lite.asr.transcribe import Transcriber
     tr,opt = Transcriber.from_pretrained(model).to(_device() or 'cpu'),{k:v for k,v in kwargs.items() if v is not None}
@@ -831,7 +831,7 @@ def _asr_text(res, words, srt, vtt):
 # %% ../nbs/34_cli.ipynb #13df51bd
 def transcribe(
     *files:str, # Sound files, or folders of them
-    model:str=None, # Folder of a saved recogniser, such as models/an4, or owner/name of one on the Hugging Face Hub (needed)
+    model:str=None, # Folder of a saved recognizer, such as models/an4, or owner/name of one on the Hugging Face Hub (needed)
     lm:Path=None, # Language model: an ARPA file of words, or of letters
     alpha:float=None, # Its weight; otherwise 0.5
     beta:float=None, # Bonus for each word; otherwise 0
@@ -845,7 +845,7 @@ def transcribe(
 ):
     "Write down what is said in sounds: a line each of file and text"
     _need(files, "got no files, expected one or more: fastaudio-lite transcribe FILE --model FOLDER")
-    _need(model, "got no model, expected --model and the folder of a saved recogniser: `fastaudio-lite train-asr` makes one")
+    _need(model, "got no model, expected --model and the folder of a saved recognizer: `fastaudio-lite train-asr` makes one")
     form = [k for k,v in dict(words=words, json=json, srt=srt, vtt=vtt).items() if v]
     _need(len(form)<2, f"got --{' and --'.join(form)}, expected one of them")
     _need(lm or alpha is None, f"got --alpha {alpha} without --lm, expected a language model to weigh")
@@ -853,7 +853,7 @@ def transcribe(
     _load('fastaudio_lite.export', 'fastaudio_lite.asr.transcribe')
     files = list(_sounds(files))
     _need(not (srt or vtt) or len(files)==1, f"got {len(files)} files for subtitles, expected one file at a time")
-    tr,res = _recogniser(model, lm, lexicon, hotwords, alpha=alpha, beta=beta, beam=beam),[]
+    tr,res = _recognizer(model, lm, lexicon, hotwords, alpha=alpha, beta=beta, beam=beam),[]
     for fn in files:
         res.append(_try(lambda o: _write_down(tr, o), fn))
         if not json and 'error' not in res[-1]: _print_lines(_asr_text(res[-1], words, srt, vtt))

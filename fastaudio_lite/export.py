@@ -21,9 +21,9 @@ from .datasets import settings, sha256
 class PretrainedError(ValueError):
     "A model folder that cannot be written or read; the message says what came, what was expected and how to fix it"
 
-kinds = {'classifier':'fastaudio_lite.classifier:Classifier', 'recogniser':'fastaudio_lite.asr.transcribe:Transcriber'}
+kinds = {'classifier':'fastaudio_lite.classifier:Classifier', 'recognizer':'fastaudio_lite.asr.transcribe:Transcriber'}
 _fields = {'classifier':dict(arch=str, n_in=int, vocab=list, dur=(int,float), multi=bool, front_end=dict),
-    'recogniser':dict(tokens=dict, model=dict, front_end=dict)}
+    'recognizer':dict(tokens=dict, model=dict, front_end=dict)}
 _maybe = {'classifier':{'trim'}} # Only in some of a kind
 _format,_version = 'fastaudio_lite',1
 _files = _weights,_config,_card = 'model.safetensors','config.json','README.md'
@@ -52,9 +52,9 @@ def _dumps(d, what):
 def _sum(kind, c): return hashlib.sha256(json.dumps([kind,c], sort_keys=True).encode()).hexdigest()
 
 def _saveable(obj):
-    "`obj`, or the `Classifier` or recogniser of a learner"
+    "`obj`, or the `Classifier` or recognizer of a learner"
     is_learn = hasattr(obj, 'dls')
-    if is_learn and hasattr(obj, 'tokens'): return _class('recogniser')(obj)
+    if is_learn and hasattr(obj, 'tokens'): return _class('recognizer')(obj)
     if getattr(obj, 'arch', None if is_learn else '') is None:
         raise PretrainedError(f"got a network of your own ({type(obj.model).__name__}), expected an architecture that has a name: "
             "a folder holds numbers, not code; "
@@ -197,7 +197,7 @@ def _check_room(obj, n):
 
 # %% ../nbs/06_export.ipynb #3d4b5665
 _uses = {'classifier':('A classifier of sounds', "model.predict('sound.wav').label", 'audio-classification'),
-    'recogniser':('A recogniser of speech', "model.transcribe('speech.wav').text", 'automatic-speech-recognition')}
+    'recognizer':('A recognizer of speech', "model.transcribe('speech.wav').text", 'automatic-speech-recognition')}
 
 def _cell(v):
     "`v` as text for a table"
@@ -536,13 +536,13 @@ class _ClassifierGraph(nn.Module):
         x = self.model(x, n) if self.masked else self.model(x)
         return x.sigmoid() if self.multi else x.softmax(-1)
 
-class _RecogniserGraph(nn.Module):
+class _RecognizerGraph(nn.Module):
     "`wav`, `lens` to log-probabilities `(B,steps,V)` and the number of steps `(B,)`"
     outputs = ['log_probs','steps']
     def __init__(self, tr):
         super().__init__()
         from fastaudio_lite.asr.ctc import CTCModel
-        if type(tr.model) is not CTCModel: raise PretrainedError(f"got a recogniser with a {type(tr.model).__name__}, expected a CTCModel")
+        if type(tr.model) is not CTCModel: raise PretrainedError(f"got a recognizer with a {type(tr.model).__name__}, expected a CTCModel")
         self.front_end,self.model = _GraphFrontEnd(tr.front_end),tr.model
         self.lstms = nn.ModuleList(_GraphLSTM(o) for l in tr.model.layers for o in (l.fwd, l.bwd))
 
@@ -581,7 +581,7 @@ def _trace(graph, sr, channels):
 def _onnx_facts(obj, kind):
     "What a user of the file has to know"
     res = dict(format=_format, format_version=_version, kind=kind, sr=obj.sr, fastaudio_lite=fastaudio_lite.__version__)
-    if kind=='recogniser': return res | dict(channels=1, vocab=obj.tokens.vocab, step_dur=obj.step)
+    if kind=='recognizer': return res | dict(channels=1, vocab=obj.tokens.vocab, step_dur=obj.step)
     res |= dict(channels=obj.n_in//(obj.front_end.deltas+1), vocab=list(obj.vocab), multi=obj.multi)
     if obj.trim: res |= dict(trim=obj.trim)
     return res | {k:math.floor(v*obj.sr+0.5) for k,v in dict(win=obj.dur, hop=obj.hop).items()}
@@ -619,10 +619,10 @@ def _write_file(fn, raw):
 def _onnx_of(obj):
     "A copy of `obj`, on the CPU, as a `Classifier` or `Transcriber`; and its kind"
     if isinstance(obj, (str,Path)): obj = from_pretrained(obj)
-    elif hasattr(obj, 'dls'): obj = _class('recogniser' if hasattr(obj, 'tokens') else 'classifier')(obj)
+    elif hasattr(obj, 'dls'): obj = _class('recognizer' if hasattr(obj, 'tokens') else 'classifier')(obj)
     kind = _kind_of(obj)
     parts = {k:copy.deepcopy(getattr(obj, k)).cpu() for k in ('model','front_end')}
-    return type(obj)((dict(tokens=obj.tokens) if kind=='recogniser' else obj.config())|parts),kind
+    return type(obj)((dict(tokens=obj.tokens) if kind=='recognizer' else obj.config())|parts),kind
 
 # %% ../nbs/06_export.ipynb #1170dcba
 def export_onnx(
@@ -634,7 +634,7 @@ def export_onnx(
     if fn.suffix!='.onnx' or fn.is_dir(): raise PretrainedError(f"got the name {fn.name}, expected a file that ends in .onnx: {fn.stem}.onnx")
     onnx = _packages('onnx onnxruntime onnxscript', 'ONNX')[0]
     obj,kind = _onnx_of(obj)
-    graph = dict(classifier=_ClassifierGraph, recogniser=_RecogniserGraph)[kind](obj)
+    graph = dict(classifier=_ClassifierGraph, recognizer=_RecognizerGraph)[kind](obj)
     facts = _onnx_facts(obj, kind)
     proto = _trace(graph, obj.sr, facts['channels'])
     for o in proto.graph.node: o.ClearField('metadata_props'), o.ClearField('doc_string')

@@ -18,7 +18,7 @@ an4_ctc = (f'{an4}: word error rate in %, no language model', 'Kaldi monophones 
 an4_lm = (f'{an4}: word error rate in %, 4-grams of the training transcripts', 'Kaldi, speaker-adapted 5.95; ESPnet Transformer 7.4')
 phone = ('The same over a telephone (8 kHz, 300-3400 Hz, 8-bit mu-law), word error rate in %, no language model', '')
 to_fsdd = ('Trained on AN4, tested on 200 strings of FSDD digits with a lexicon of digits: word error rate in %', 'pocketsphinx with a digit grammar 33')
-digits = ("Strings of 3-7 FSDD digits, with gaps and overlapping, official takes (in brackets: a speaker left out), by the recogniser of AN4 trained further on FSDD: word error rate in %", 'pocketsphinx with a digit grammar 33 (gaps only)')
+digits = ("Strings of 3-7 FSDD digits, with gaps and overlapping, official takes (in brackets: a speaker left out), by the recognizer of AN4 trained further on FSDD: word error rate in %", 'pocketsphinx with a digit grammar 33 (gaps only)')
 digits_hmm = ('The same strings by hidden Markov models in a loop of words, trained on FSDD alone: word error rate in %', 'pocketsphinx with a digit grammar 33 (gaps only)')
 hmm = ('Spoken digits by hidden Markov models: FSDD, official test takes (in brackets: a speaker left out), accuracy in %',
     'hmmlearn, 6 states of 3 Gaussians 97.3 (10 states of one: 85.5)')

@@ -226,7 +226,7 @@ accents = dict(zip('yes no go stop help start enter repeat erase rubout'.split()
 
 def spoken(csv='t.csv', n=30, **more):
     "A csv of the starter set's single words, written in Spanish; `more` rows of file and text"
-    from fastaudio_lite.asr.text import read_starter
+    from fastaudio_lite.text import read_starter
     df = read_starter()
     df = df[df.text.isin(accents)].sort_values(['split','file'], ascending=False)[:n]
     rows = [f"{o.file},{accents[o.text].title()}!,{o.speaker},{'test' if i%10==0 else 'valid' if i%10==1 else 'train'}" for i,o in enumerate(df.itertuples())]
@@ -238,7 +238,7 @@ asr_tiny = '--epochs 2 --tokens 0 --hidden 16 --layers 1 --sr 8000 --no-augment'
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    "A recogniser that was trained a little by the command, and what it printed"
+    "A recognizer that was trained a little by the command, and what it printed"
     import contextlib, io
     path,old,buf = tmp_path_factory.mktemp('asr'),Path.cwd(),io.StringIO()
     os.chdir(path)
@@ -249,7 +249,7 @@ def trained(tmp_path_factory):
     return path/'m',buf.getvalue()
 
 def test_train_asr(trained):
-    "From a csv of thirty files to a recogniser of Spanish letters; nothing but the model is left"
+    "From a csv of thirty files to a recognizer of Spanish letters; nothing but the model is left"
     folder,out = trained
     assert sorted(os.listdir(folder))==model_files and sorted(os.listdir(folder.parent))==['m','t.csv']
     assert out.count('epoch ')==12 and 'WER' in out and 'train 24 clips' in out and 'test  3 clips' in out
@@ -364,7 +364,7 @@ def _interrupt(): raise KeyboardInterrupt
 
 @pytest.fixture(scope='module')
 def asr(tmp_path_factory):
-    "A saved recogniser that says a lot, all of it nonsense"
+    "A saved recognizer that says a lot, all of it nonsense"
     from test_transcribe import make
     from fastaudio_lite.export import save_pretrained
     return save_pretrained(make(), tmp_path_factory.mktemp('asr')/'es')
@@ -451,7 +451,7 @@ def test_transcribe_decoders(asr, clips, capsys):
     assert {w for o in out.splitlines() for w in o.split('\t')[1].split()} <= {'más','niño'}
 
 def _bad_transcribe():
-    yield 'alien lm', ['--lm', 'alien.arpa'], 'expected the letters that the recogniser writes'
+    yield 'alien lm', ['--lm', 'alien.arpa'], 'expected the letters that the recognizer writes'
     yield 'cut lm', ['--lm', 'cut.arpa'], 'cut.arpa'
     yield 'no lm', ['--lm', 'no.arpa'], 'no.arpa'
     yield 'lm of bytes', ['--lm', 'bytes.arpa'], 'bytes.arpa'
@@ -476,7 +476,7 @@ def test_transcribe_errors(name, args, msg, asr, clips, capsys):
     assert (code,out)==(2,'') and msg in err and len(err.splitlines())==1
 
 def test_wrong_model(asr, clips, cli, capsys):
-    "A recogniser is no classifier, a classifier no recogniser, a folder of sounds neither"
+    "A recognizer is no classifier, a classifier no recognizer, a folder of sounds neither"
     cli('train', words(Path('words'), 4), '--epochs', 1, '--out', 'clf')
     for args in (('transcribe', clips[0], '--model', 'clf'), ('predict', clips[0], '--model', asr), ('transcribe', clips[0], '--model', 'clips'),
         ('transcribe', clips[0], '--model', 'none'), ('transcribe', clips[0]), ('transcribe', '--model', asr)):

@@ -8,7 +8,7 @@ from hypothesis import Phase, given, settings, strategies as st
 
 from fastaudio_lite.asr.ctc import (BiLSTM, CTCLoss, CTCModel, LogProbs, Sounds, Span, align, blank_share, collapse, ctc_learner, ctc_nll,
     cut_words, flip_valid, greedy, quietest, steps_needed, word_spans)
-from fastaudio_lite.asr.text import SpeechDataLoaders, TensorText, Tokens, pad_text
+from fastaudio_lite.text import SpeechDataLoaders, TensorText, Tokens, pad_text
 from fastaudio_lite.audio import AudioTensor, AudioWarning
 from fastaudio_lite.spectrogram import AudioSpectrogram, FrontEnd
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from fastaudio_lite.asr.ctc import align
 from fastaudio_lite.asr.decode import BeamDecoder, NGram, decode_speed, prefix_search, rivals, same_best, smoothings, tune
-from fastaudio_lite.asr.text import Tokens
+from fastaudio_lite.text import Tokens
 from fastaudio_lite.audio import AudioWarning
 from fastaudio_lite.datasets import find_data
 

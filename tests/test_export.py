@@ -553,10 +553,10 @@ def batch(B, C, T, sr):
     wav = torch.randn(B, C, T)*torch.logspace(-3, 0, T)
     return AudioTensor(wav, sr=sr, lens=torch.tensor([max(T//(i+1), 1) for i in range(B)]))
 
-def recogniser(n=40, **kw):
-    "A small recogniser, not trained"
+def recognizer(n=40, **kw):
+    "A small recognizer, not trained"
     from fastaudio_lite.asr.ctc import CTCModel
-    from fastaudio_lite.asr.text import Tokens
+    from fastaudio_lite.text import Tokens
     from fastaudio_lite.asr.transcribe import Transcriber
     torch.manual_seed(0)
     tokens = Tokens.letters(['so ein text', 'é'])
@@ -581,9 +581,9 @@ def test_graph_front_end(kw, B, C, T):
 
 @pytest.fixture(scope='session')
 def exported(tmp_path_factory):
-    "A classifier of two channels and a recogniser, with their files"
+    "A classifier of two channels and a recognizer, with their files"
     path,fe = tmp_path_factory.mktemp('onnx'),front_end(kind='mfcc', deltas=2, n_mels=32, norm='clip')
-    made = dict(clf=lively(make(vocab=['só', '一', 'a|b'], n_in=6, multi=True, front_end=fe)), asr=recogniser())
+    made = dict(clf=lively(make(vocab=['só', '一', 'a|b'], n_in=6, multi=True, front_end=fe)), asr=recognizer())
     return {k:(o, export.export_onnx(o, path/f'{k}.onnx')) for k,o in made.items()}
 
 @needs_onnx
@@ -619,7 +619,7 @@ def test_onnx_facts(exported):
         d = {k:json.loads(v) for k,v in meta.items()}
         assert (d['format'], d['format_version'], d['sr'], d['channels'])==('fastaudio_lite', 1, obj.sr, 2 if name=='clf' else 1)
         assert d['vocab']==(obj.tokens.vocab if name=='asr' else obj.vocab)
-        if name=='asr': assert d['kind']=='recogniser' and d['step_dur']==obj.step
+        if name=='asr': assert d['kind']=='recognizer' and d['step_dur']==obj.step
         else: assert (d['kind'], d['multi'], d['win'], d['hop'])==('classifier', obj.multi, 4800, 2400)
         for o in (Path(export.__file__).parents[1], Path(torch.__file__).parents[1], fn.parent): assert str(o).encode() not in raw
         assert b'stack_trace' not in raw
@@ -638,7 +638,7 @@ print(json.dumps([' '.join(''.join(about['vocab'][k] for k in ids).split()), hea
 
 @needs_onnx
 def test_onnx_fresh_process(exported, tmp_path):
-    "numpy and onnxruntime are enough to write down what the recogniser writes"
+    "numpy and onnxruntime are enough to write down what the recognizer writes"
     tr,fn = exported['asr']
     wav = sound(8000)
     np.save(tmp_path/'x.npy', wav.numpy())
@@ -678,7 +678,7 @@ def test_onnx_own_network(tmp_path):
     own.model = Whim()
     with pytest.raises(PretrainedError, match='got a Whim that cannot be written as ONNX') as e: export.export_onnx(own, tmp_path/'whim.onnx')
     assert len(str(e.value))<600 and os.listdir(tmp_path)==['own.onnx']
-    tr = recogniser()
+    tr = recognizer()
     tr.model = net
     with pytest.raises(PretrainedError, match='expected a CTCModel'): export.export_onnx(tr, tmp_path/'tr.onnx')
 
@@ -740,7 +740,7 @@ def hub(saved, tmp_path):
     (srv.repos['me/empty']/'config.json').unlink()
     (srv.repos['me/damaged']/'model.safetensors').write_bytes(pickle.dumps([1]))
     (srv.repos['me/bare']/'README.md').unlink()
-    srv.repos['me/asr'] = save_pretrained(recogniser(), tmp_path/'repos'/'asr')
+    srv.repos['me/asr'] = save_pretrained(recognizer(), tmp_path/'repos'/'asr')
     Thread(target=srv.serve_forever, daemon=True).start()
     yield srv
     srv.shutdown()
@@ -787,7 +787,7 @@ def test_hub_refusals(hub, saved, tmp_path):
     rows = {'me/nothing':'nor a public repository', 'nobody/digits':'nor a public repository', 'me/gated':'its owner opens on request',
         'me/digits@v9':'a revision that is not there', 'me/other':'json of another kind', 'me/empty':'without config.json',
         'me/damaged':'no safetensors file', 'a--b/c..d':'allows: check it', 'me/broken':'me/broken'}
-    got = fetch(hub, tmp_path, *rows, ['me/digits', 'recogniser', {}], 'me/here')
+    got = fetch(hub, tmp_path, *rows, ['me/digits', 'recognizer', {}], 'me/here')
     assert len(got)==len(rows)+2
     for o,(k,text) in zip(got, rows.items()): assert text in o and len(o)<500, (k, o)
     assert 'got a classifier' in got[-2] and got[-1].startswith('label') and not [o for o in hub.asked if o[1]=='me/here']
@@ -809,7 +809,7 @@ def test_hub_commands(hub, clf, tmp_path):
     sound().save(tmp_path/'cwd'/'x.wav')
     rate,said,wrote,codes = fetch(hub, tmp_path, code=_commands)
     assert (rate,codes)==('8000','[0, 0, 2]') and said.split('\t')[1]==clf.predict(tmp_path/'cwd'/'x.wav').label
-    assert wrote.split('\t')==['x.wav', recogniser().transcribe(tmp_path/'cwd'/'x.wav').text]
+    assert wrote.split('\t')==['x.wav', recognizer().transcribe(tmp_path/'cwd'/'x.wav').text]
 
 def test_hub_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)

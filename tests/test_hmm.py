@@ -8,7 +8,7 @@ from hmmlearn import hmm as hmmlearn
 from hypothesis import given, settings, strategies as st
 
 from fastaudio_lite.asr.hmm import *
-from fastaudio_lite.asr.text import digit_strings, wer
+from fastaudio_lite.text import digit_strings, wer
 from fastaudio_lite.audio import AudioError, AudioTensor, load_audio
 from fastaudio_lite.datasets import digit_files, digit_speaker, find_data, is_digit_test, starter_path
 from fastaudio_lite.spectrogram import FrontEnd
@@ -229,7 +229,7 @@ def test_warp(alpha):
     centre = (w@torch.eye(24)*torch.arange(24)).sum(1)[5:18]-torch.arange(5, 18)
     assert (centre<=1e-3).all() if alpha>=1 else (centre>=-1e-3).all()
 
-# The recogniser, on the starter set
+# The recognizer, on the starter set
 @pytest.fixture(scope='module')
 def clips():
     fs = sorted((starter_path()/'digits'/'recordings').glob('[037]_*.wav'))
@@ -241,7 +241,7 @@ def rec(clips):
     r.fit(clips[0], [digit_word(f) for f in clips[0]], n_iter=3)
     return r
 
-def test_recognises(rec, clips):
+def test_recognizes(rec, clips):
     heard = rec.predict(clips[1])
     assert np.mean([h==digit_word(f) for f,h in zip(clips[1], heard)]) > 0.8
     assert rec.words==['seven','three','zero']
@@ -267,7 +267,7 @@ def test_spans(rec, clips):
     assert all(0<=s<e<=wav.dur+0.02 for _,s,e in a)
 
 def test_saved(rec, clips):
-    "Settings and state make the same recogniser"
+    "Settings and state make the same recognizer"
     other = HMMDigits.from_config(rec.config())
     other.load_state_dict(rec.state_dict())
     assert other.predict(clips[1][:9])==rec.predict(clips[1][:9])

@@ -12,8 +12,8 @@ from fastai.torch_core import set_seed
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from fastaudio_lite.asr.text import *
-from fastaudio_lite.asr.text import _ctc_need
+from fastaudio_lite.text import *
+from fastaudio_lite.text import _ctc_need
 from fastaudio_lite.audio import AudioTensor, AudioWarning, load_audio, save_audio
 from fastaudio_lite.data import AudioBlock
 from fastaudio_lite.datasets import DataError, digit_files, digit_label, digit_speaker, find_data
@@ -111,7 +111,7 @@ def test_tokens_travel():
 
 def test_fresh_process():
     "Without fastai's training half, and with the same pieces whatever the hash seed"
-    code = f"import sys\nfrom fastaudio_lite.asr.text import Tokens\nprint(Tokens.subwords({some*3!r}, 50).vocab)\n" \
+    code = f"import sys\nfrom fastaudio_lite.text import Tokens\nprint(Tokens.subwords({some*3!r}, 50).vocab)\n" \
         "print([o for o in ('fastai.learner','fastai.vision','torchvision','jiwer','numba','librosa') if o in sys.modules])"
     res = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, env=os.environ|{'PYTHONHASHSEED':'7'})
     assert res.stdout.splitlines()==[str(Tokens.subwords(some*3, 50).vocab), '[]'], res.stderr

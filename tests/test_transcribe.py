@@ -1,11 +1,11 @@
-"The recogniser in one piece: chunks, long and odd sounds, subtitles, saved and loaded, stopped and gone on with, bad tables"
+"The recognizer in one piece: chunks, long and odd sounds, subtitles, saved and loaded, stopped and gone on with, bad tables"
 import hashlib, io, json, resource, subprocess, sys, warnings
 
 import numpy as np, pytest, safetensors.torch, soundfile as sf, torch
 from hypothesis import Phase, given, settings, strategies as st
 
 from fastaudio_lite.asr.ctc import CTCModel, LogProbs, Span
-from fastaudio_lite.asr.text import Tokens, check_transcripts, read_speech
+from fastaudio_lite.text import Tokens, check_transcripts, read_speech
 from fastaudio_lite.asr.transcribe import Splice, Transcriber, Transcript, alphabet, captions, speech_chunks, step_dur, train_asr
 from fastaudio_lite.audio import AudioError, AudioTensor, AudioWarning, load_audio
 from fastaudio_lite.export import PretrainedError, _sum, from_pretrained, save_pretrained
@@ -15,7 +15,7 @@ few = settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reu
 sr = 8000
 
 def make(seed=0, stride=(2,2)):
-    "An untrained recogniser of Spanish letters that says a lot"
+    "An untrained recognizer of Spanish letters that says a lot"
     torch.manual_seed(seed)
     tokens = Tokens.letters(['año más niño'])
     model = CTCModel(len(tokens), 16, chs=(4,6), strides=stride, n_hidden=12, n_layers=1)
@@ -128,7 +128,7 @@ def test_silence(tr, level):
     assert (res.text,res.words,res.prob,res.dur)==('',[],0,1)
 
 def test_stereo_48k(tr, tmp_path):
-    "48 kHz stereo, from a file, its bytes, an array: the same text, that of the sound at the recogniser's own rate"
+    "48 kHz stereo, from a file, its bytes, an array: the same text, that of the sound at the recognizer's own rate"
     x = np.random.default_rng(0).normal(size=(2,48000)).astype('float32')*.1
     sf.write(tmp_path/'a.wav', x.T, 48000, subtype='FLOAT')
     want = tr.transcribe(load_audio((x,48000), sr)).text
@@ -335,7 +335,7 @@ def test_alphabet(table):
     assert learn.tokens is more and Transcriber(learn).step==pytest.approx(step_dur)
 
 def test_hears_spanish(table, tmp_path):
-    "A trained learner becomes a recogniser with its letters"
+    "A trained learner becomes a recognizer with its letters"
     tr = Transcriber(_train(table, None, epochs=1))
     assert tr.tokens==Tokens.letters(['año','más']) and set(tr.transcribe(tmp_path/'0.wav').text) <= set('año más')
 

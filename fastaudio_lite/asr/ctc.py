@@ -118,7 +118,7 @@ class CTCLoss:
         lp:LogProbs, # `(B,T,V)`
     )->TensorBase: # `TensorText (B,U)`
         "The tokens of the best paths: what fastai's `predict` and `show_results` ask for"
-        from fastaudio_lite.asr.text import TensorText, pad_text
+        from fastaudio_lite.text import TensorText, pad_text
         return pad_text([TensorText(torch.tensor(o, dtype=torch.long)) for o in greedy(lp)])
 
     def _short(self, n):
@@ -237,7 +237,7 @@ class Sounds:
         fn:str|Path, # A word and its sounds a line, as in CMU's dictionary: `SEVEN  S EH1 V AH0 N`
     )->'Sounds': # Variants such as `THE(2)` and marks of stress are left out
         "The dictionary in a file; `ValueError` where there is none"
-        from fastaudio_lite.asr.text import clean_text
+        from fastaudio_lite.text import clean_text
         rows = [o.split() for o in Path(fn).expanduser().read_text('utf-8', 'replace').splitlines() if not o.startswith((';;;','#'))]
         def _plain(sounds): return [re.sub(r'\d', '', o).lower() for o in sounds]
         words = {clean_text(w):_plain(s) for w,*s in filter(None, rows) if s and not w.endswith(')')}
@@ -276,7 +276,7 @@ def ctc_learner(
     import_module('fastai.callback.all') # gives `Learner` its `fit_one_cycle`, `no_bar`, ...
     from fastai.basics import Learner
     from fastai.callback.training import GradientClip
-    from fastaudio_lite.asr.text import CER, WER
+    from fastaudio_lite.text import CER, WER
     from fastaudio_lite.augment import AverageWeights
     tokens,(n_ch,n_mels) = dls.tokens,dls.one_batch()[0].shape[1:3]
     if n_ch!=1: raise ValueError(f"got spectrograms of {n_ch} channels, expected 1: leave `deltas` out of the front end")

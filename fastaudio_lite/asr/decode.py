@@ -590,12 +590,12 @@ def _spelled(words, letters, what, warn=True):
     good = [w for w in words if not set(w)-letters]
     bad = [w for w in words if set(w)-letters]
     if len(bad)<=len(good):
-        if bad and warn: warnings.warn(f"got {what} with letters that the recogniser does not write, left out {len(bad)} of {len(words)} words: "
+        if bad and warn: warnings.warn(f"got {what} with letters that the recognizer does not write, left out {len(bad)} of {len(words)} words: "
             f"{', '.join(bad[:3])}{', ...' if bad[3:] else ''}", AudioWarning)
         return good
     case = first(f for f in ('lower', 'upper') if not set(getattr(bad[0], f)())-letters)
     fix = f"make it {case} case, as NGram.load(fn, clean=str.{case}) does" if case else 'take one of the same language and spelling'
-    raise ValueError(f"got {what} with {bad[0]!r}, expected the letters that the recogniser writes, {''.join(sorted(letters))!r}: {fix}")
+    raise ValueError(f"got {what} with {bad[0]!r}, expected the letters that the recognizer writes, {''.join(sorted(letters))!r}: {fix}")
 
 def _boosts(hotwords, boost):
     "A dict of word to boost, from words, phrases, or a dict of them"
@@ -779,7 +779,7 @@ def tune(
 ): # pandas DataFrame: alpha, beta, wer, cer; best first, of equals the one with the smallest bonus, then weight
     "Word error rate on validation clips for each weight and bonus"
     import pandas as pd
-    from fastaudio_lite.asr.text import cer, wer
+    from fastaudio_lite.text import cer, wer
     dec,rows = BeamDecoder(tokens, lm, **kwargs),[]
     for dec.alpha,dec.beta in product(alphas, betas):
         hyps = [dec.decode(o)[0] for o in lps]
