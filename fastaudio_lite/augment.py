@@ -6,7 +6,7 @@
 __all__ = ['noise_colors', 'sample_at', 'AudioAug', 'WavAug', 'SpecAug', 'Gain', 'Polarity', 'Shift', 'color_noise', 'AddNoise',
            'SpeedPitch', 'TimeStretch', 'fft_filter', 'Reverb', 'RandomEQ', 'BandPass', 'Cutout', 'FreqMask',
            'TimeMask', 'VTLP', 'SpecStretch', 'SpecEQ', 'aug_tfms', 'mu_law', 'Telephone', 'RoomAtEnd', 'speech_tfms',
-           'AudioMixUp', 'AudioCutMix', 'BetweenClass', 'AverageWeights']
+           'AudioMixUp', 'AudioCutMix', 'BetweenClass']
 
 # %% ../nbs/03_augment.ipynb #d54d596f
 import math, warnings
@@ -642,54 +642,3 @@ class BetweenClass(AudioMixUp):
         w,(p,q) = lam.view(-1,1,1),_peaks(x, o)
         a,b = w/p,(1-w)/q
         return (a*x+b*o)/(a.square()+b.square()).sqrt(), torch.maximum(n, m), lam
-
-# %% ../nbs/03_augment.ipynb #93c39644
-class AverageWeights(Callback):
-    "Validate and keep a running average of the weights (Polyak and Juditsky 1992)"
-    order = 60
-    def __init__(self,
-        decay:float=0.997 # Share of the old average that a batch leaves; less in the first batches
-    ): self.decay = decay
-
-    def _now(self): return [o for o in self.model.state_dict().values() if o.is_floating_point()]
-
-    def before_fit(self):
-        "Start from the weights as they are"
-        self.avg,self.n = [o.detach().clone() for o in self._now()],0
-
-    @torch.no_grad()
-    def after_batch(self):
-        "Move the average towards the new weights"
-        if not self.training: return
-        self.n += 1
-        d = min(self.decay, (self.n+1)/(self.n+10))
-        for a,b in zip(self.avg, self._now()): a.lerp_(b, 1-d)
-
-    @torch.no_grad()
-    def _swap(self):
-        for a,b in zip(self.avg, self._now()):
-            o = a.clone()
-            a.copy_(b)
-            b.copy_(o)
-
-    def before_validate(self):
-        "Measure the average"
-        self._swap()
-
-    def after_validate(self):
-        "Go on with the weights themselves"
-        self._swap()
-
-    def after_fit(self):
-        "Keep the average"
-        self._swap()
-
-    def state_dict(self)->dict: # Of tensors and numbers
-        "What a training that is stopped here needs to go on (lesson 05)"
-        return dict(avg=self.avg, n=self.n)
-
-    def load_state_dict(self,
-        d:dict, # What `state_dict` gave
-    ):
-        "Go on from there"
-        self.avg,self.n = d['avg'],d['n']
