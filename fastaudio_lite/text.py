@@ -380,14 +380,6 @@ class EncodeText(Transform):
     def encodes(self, o:str): return TensorText(torch.tensor(self.tokens.encode(o), dtype=torch.long))
     def decodes(self, o:TensorText): return TitledStr(self.tokens.decode(o))
 
-def _dur(tl, o):
-    "Duration (s) of the sound in the item `o` of `tl`, from the file's header where there is a file"
-    from fastaudio_lite.data import OpenAudio
-    for f in tl.tfms.fs:
-        if isinstance(f, OpenAudio): break
-        o = f(o)
-    return audio_info(o).dur if isinstance(o, (str,Path)) else load_audio(o).dur
-
 # %% ../nbs/10_text.ipynb #d1b6388b
 class SpeechDL(TfmdDL):
     "Batches of clips of similar length: the longest first, or shuffled, with durations blurred by `noise`"
@@ -404,7 +396,8 @@ class SpeechDL(TfmdDL):
     @property
     def durs(self):
         "Duration of each item in s"
-        if self._durs is None: self._durs = [_dur(self.dataset.tls[0], o) for o in self.dataset.tls[0].items]
+        from fastaudio_lite.data import clip_durs
+        if self._durs is None: self._durs = clip_durs(self.dataset)
         return self._durs
 
     def new(self, dataset=None, **kwargs):

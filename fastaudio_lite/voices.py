@@ -22,7 +22,7 @@ class TrimSilence(Transform):
         top_db:float=40., # What lies so many dB below the loudest 25 ms of a clip counts as silence
     ):
         if not 0 < top_db <= 200: raise ValueError(f"got top_db={top_db}, expected a number of dB above 0, at most 200")
-        self.top_db = top_db
+        self.top_db = self.trim_db = top_db # `trim_db` is how the loaders know that silence is cut
 
     def encodes(self, wav:AudioTensor): return trim_silence(wav, self.top_db)
 

@@ -2,6 +2,7 @@
 import inspect, os, pickle, shutil, warnings
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib, numpy as np, pandas as pd, pytest, torch
 matplotlib.use('agg')
@@ -13,11 +14,12 @@ from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.learner import Learner, load_learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.torch_core import set_seed
+from fasttransform import Transform
 from torch import nn, tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fastaudio_lite.audio import AudioError, AudioTensor, AudioWarning
-from fastaudio_lite.audio import get_audio_files, load_audio, pad_audio, save_audio
+from fastaudio_lite.audio import audio_info, get_audio_files, load_audio, pad_audio, save_audio
 from fastaudio_lite.augment import Gain, aug_tfms
 from fastaudio_lite.data import *
 from fastaudio_lite.datasets import digit_files, digit_label, digit_speaker, is_digit_test
@@ -464,3 +466,42 @@ def test_signature(name):
     ps = inspect.signature(getattr(L, name)).parameters
     assert {'sr','dur','cache','front_end','batch_tfms','bs','num_workers'} <= set(ps) and 'kwargs' not in ps
     if name!='from_source': assert not {'get_x','get_y','get_items'} & set(ps)
+
+# what a model must know of its loaders
+class Slow(Transform):
+    "An item transform with attributes that crops and trims have too"
+    dur,top_db,piece = .1,99.,.1
+    def encodes(self, x:AudioTensor): return x
+
+class Trims(Slow): trim_db = 30.
+
+def test_loaders_know_what_a_classifier_needs(files, spec_dls, wav_dls):
+    longest = max(audio_info(o).dur for o in files)
+    fe = FrontEnd(8000, n_mels=24)
+    a,b,c = (L.from_path_func('.', files, digit_label, splitter=takes, front_end=fe, **kw, **k)
+        for k in (dict(item_tfms=Slow()), dict(item_tfms=[Slow(),Trims()]), dict(item_tfms=Slow(), dur=.5)))
+    assert [o.front_end for o in (a,b,c)]==[fe]*3
+    assert (a.dur,b.dur,c.dur)==(longest,longest,.5) and (a.trim,b.trim,c.trim)==(0,30,0)
+    assert spec_dls.dur==wav_dls.dur==longest
+    with pytest.raises(AudioError, match='front end'): wav_dls.front_end
+
+def test_front_end_of_one_loader_and_of_a_wrapped_one(spec_dls, wav_dls):
+    fe = find_front_end(spec_dls)
+    wrapped = SimpleNamespace(dl=SimpleNamespace(dl=spec_dls.train))
+    assert isinstance(fe, FrontEnd) and fe is find_front_end(spec_dls.valid) is find_front_end(wrapped)
+    assert find_front_end(wav_dls) is None and find_front_end(SimpleNamespace(dl=wav_dls.train)) is None
+    assert find_front_end(torch.utils.data.DataLoader([1,2])) is None
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_dur_of_loaders_that_lack_clips(files):
+    "The longest may be a training clip, or the only ones there are"
+    none = L.from_path_func('.', files, digit_label, splitter=lambda o: (list(range(len(o))),[]), **kw)
+    assert none.dur==max(audio_info(o).dur for o in files)
+    with pytest.raises(AudioError, match='without clips'): none.new_empty().dur
+
+def test_dur_of_tables_lists_and_waveforms(tmp_path):
+    clips = tones(800, 4000, 1600, 2400)
+    for i,o in enumerate(clips): o.save(tmp_path/f'{i}.wav')
+    df = pd.DataFrame(dict(f=[f'{i}.wav' for i in range(4)], l=list('abab')))
+    k = dict(kw, splitter=lambda o: ([0,1],[2,3]))
+    for o in (L.from_df(df, tmp_path, **k), L.from_lists('.', clips, list('abab'), **k)): assert o.dur==.5 and clip_durs(o.valid_ds)==[.2,.3]
