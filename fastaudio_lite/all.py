@@ -4,5 +4,8 @@ from .datasets import *
 from .spectrogram import *
 from .augment import *
 from .data import *
+from .kinds import *
+from .layers import *
+from .training import *
 from .classifier import *
 from .export import *

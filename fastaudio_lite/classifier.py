@@ -204,7 +204,7 @@ def _check_vocab(vocab):
 def check(cls:Classifier, cfg:dict):
     "`PretrainedError` unless `cfg` can be the config of a classifier"
     super(Classifier, cls).check(cfg)
-    check_range(cfg, dict(n_in=64, dur=86_400, trim=200))
+    check_range(cfg, dict(n_in=64, dur=86_400., trim=200.))
     _check_arch(cfg['arch'])
     _check_vocab(cfg['vocab'])
     if not isinstance(cfg.get('net', {}), dict): raise PretrainedError("got settings of the network that are no dict, expected what its `config` gave")

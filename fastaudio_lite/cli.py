@@ -140,8 +140,8 @@ def _writable(path):
 
 def _model_path(path):
     "`path`, if a model can be saved there"
-    from fastaudio_lite.export import _check_target
-    _check_target(path := _writable(path))
+    from fastaudio_lite.export import check_target
+    check_target(path := _writable(path))
     return path
 
 def _png_path(path):
@@ -183,13 +183,14 @@ def _device():
 
 def _learner(clips, labels, splits, front_end, tfms=None, dur=None, bs=32, arch='AudioCNN', workers=0):
     "A `Learner` on labelled `clips`, silent but for our progress"
-    from fastai.basics import LabelSmoothingCrossEntropyFlat
+    from fastai.basics import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
     from fastaudio_lite.classifier import audio_learner
     from fastaudio_lite.data import AudioDataLoaders
     dls = AudioDataLoaders.from_lists('.', clips, labels, splitter=lambda _: splits, dur=dur, bs=min(bs, len(splits[0])),
         front_end=front_end, batch_tfms=tfms, num_workers=workers, device=_device())
-    loss = {} if arch=='Committee' else dict(loss_func=LabelSmoothingCrossEntropyFlat())
-    return audio_learner(dls, arch, cbs=_progress(_epoch_line), **loss)
+    learn = audio_learner(dls, arch, cbs=_progress(_epoch_line))
+    if type(learn.loss_func) is CrossEntropyLossFlat: learn.loss_func = LabelSmoothingCrossEntropyFlat() # Else it is the network's own
+    return learn
 
 def _epochs(n, bs, steps=600): return max(5, min(60, steps*bs//n))
 
@@ -538,6 +539,7 @@ def train(
     from fastai.basics import set_seed
     from fastaudio_lite.augment import aug_tfms
     from fastaudio_lite.spectrogram import FrontEnd
+    from fastaudio_lite.training import fit_resumable
     clips,sr,dur = _read_clips(files, sr, dur)
     n,epochs = len(splits[0]),epochs or _epochs(len(splits[0]), bs*_processes())
     run = dict(epochs=epochs, sr=sr, dur=dur, arch=arch, seed=seed, bs=bs, lr=lr, augment=augment)
@@ -548,14 +550,8 @@ def train(
     learn = _learner(clips, labels, splits, fe, tfms, dur, bs, arch, workers)
     folder = _training_folder(out, dict(run, recordings=_sum_of(str((files, labels, splits)))))
     with _resumable(folder), _together(learn):
-        _fit(learn, folder, epochs, lr)
+        fit_resumable(learn, epochs, lr, folder)
         _save(learn, out, base, split=split, trained_on=n, epochs=epochs, seeds=1)
-
-def _fit(learn, folder, epochs, lr):
-    "Train, or go on with what `folder` holds"
-    from fastaudio_lite.classifier import checkpoint
-    ck = checkpoint(folder/'checkpoint.pt')
-    learn.fit_one_cycle(epochs, lr, start_epoch=ck.load(learn), cbs=ck)
 
 def _save(learn, out, base, split, **counts):
     "Measure a trained classifier beside the baseline `base`, and save it"
@@ -877,8 +873,7 @@ def export(
     from fastaudio_lite.export import export_onnx, from_pretrained
     obj = from_pretrained(source)
     fn = export_onnx(obj, onnx)
-    out = 'log_probs and steps' if hasattr(obj, 'tokens') else 'probs'
-    print(f"Written: {_short(fn)} ({mb(fn.stat().st_size)}); in: wav, float32 at {obj.sr} Hz, and lens; out: {out}, which were compared with the model's")
+    print(f"Written: {_short(fn)} ({mb(fn.stat().st_size)}); in: wav, float32 at {obj.sr} Hz, and lens; out: {' and '.join(obj.outputs)}, which were compared with the model's")
 
 # %% ../nbs/34_cli.ipynb #80084875
 def benchmark(

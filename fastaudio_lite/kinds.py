@@ -83,7 +83,7 @@ def check_types(
 
 def check_range(
     got:dict, # What came
-    most:dict, # Largest value of each key; keys that are not there, or None, are passed over
+    most:dict, # Largest value of each key, a whole number where the value has to be one; what is not there, or None, is passed over
     where:str='the config', # What it is, for the message
 ):
     "`PretrainedError` for numbers, or lists of them, that no sound needs"
@@ -91,8 +91,8 @@ def check_range(
         vs = got.get(k) if isinstance(got.get(k), list) else [got.get(k)]
         if len(vs)>64: raise PretrainedError(f"got {len(vs)} values of {k} in {where}, expected at most 64")
         for v in vs:
-            if v is None or type(v) in (int,float) and 0<v<=top: continue
-            raise PretrainedError(f"got {k}={v!r} in {where}, expected a number above 0, at most {top}")
+            if v is None or type(v) in (int,type(top)) and 0<v<=top: continue
+            raise PretrainedError(f"got {k}={v!r} in {where}, expected a {'whole '*(type(top) is int)}number above 0, at most {top:g}")
 
 # %% ../nbs/05_classifier.ipynb #72863e7f
 _most = dict(sr=1_000_000, n_fft=2**16, win=2**16, hop=2**20, n_mels=2**14, n_mfcc=2**14)

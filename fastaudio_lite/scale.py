@@ -21,9 +21,10 @@ from fastai.learner import Learner
 from fastai.torch_core import apply, num_distrib, rank_distrib, tensor
 
 from .audio import AudioWarning, fit_dur, get_audio_files, load_audio
-from .classifier import AudioCNN, MaskedBatchNorm, audio_learner
-from .data import AudioDataLoaders
+from .classifier import AudioCNN, audio_learner
+from .data import AudioDataLoaders, find_front_end
 from .datasets import digit_label, starter_path
+from .layers import MaskedBatchNorm
 from .spectrogram import FrontEnd
 
 from fastai.distributed import DistributedDL, DistributedTrainer
@@ -91,8 +92,8 @@ def _check_same(dls):
 # %% ../nbs/08_scale.ipynb #e787ae56
 def _share_front_end(dls, device):
     "Give every process the front end of the first"
-    for fe in [o.front_end for o in dls.after_batch.fs if hasattr(o, 'front_end')]:
-        for b in fe.to(device).buffers(): dist.broadcast(b, 0)
+    fe = find_front_end(dls)
+    for b in fe.to(device).buffers() if fe else (): dist.broadcast(b, 0)
 
 # %% ../nbs/08_scale.ipynb #ca97835c
 class ScaledTrainer(DistributedTrainer):

@@ -7,12 +7,12 @@ __all__ = ['TrimSilence', 'cepstra', 'stretches', 'TimeNet', 'StretchNet', 'Vote
 
 # %% ../nbs/09_voices.ipynb #ed59b188
 import torch, torch.nn as nn, torch.nn.functional as F
-from fastcore.basics import ifnone
 from fasttransform import Transform
 
 from .audio import AudioTensor, trim_silence
 from .augment import SpecStretch, TimeMask, aug_tfms
-from .classifier import AudioCNN, ConvBlock, _plain
+from .classifier import AudioCNN
+from .layers import ConvBlock, frames
 from .spectrogram import deltas, mfcc
 
 # %% ../nbs/09_voices.ipynb #2c709592
@@ -158,17 +158,22 @@ class Committee(nn.Module):
         noise:float=0.3, # Standard deviation of what is added to the cepstra in training, theirs being 1
     ):
         super().__init__()
+        self.args = dict(n_out=n_out, n_in=n_in, n_mfcc=n_mfcc, noise=noise)
         self.n_mfcc,self.noise,ni = n_mfcc,noise,3*n_mfcc*n_in
         self.cnn,self.stretch,self.vote = AudioCNN(n_out, n_in),StretchNet(ni, n_out),VoteNet(ni, n_out)
         self.loss_func = CommitteeLoss()
+
+    def config(self)->dict: # Ready for json
+        "What it was made with"
+        return self.args
 
     def members(self,
         spec:torch.Tensor, # Log-mel spectrogram `(B,C,F,T)`, with `lens` where padded
         lens:torch.Tensor|None=None, # Valid frames `(B,)`; None: `spec.lens`
     )->torch.Tensor: # `(B,3,n_out)`
         "Log-probabilities that each member gives"
-        lens,spec = ifnone(lens, getattr(spec, 'lens', None)),_plain(spec)
-        lens = torch.full((len(spec),), spec.shape[-1], device=spec.device) if lens is None else lens.to(spec.device)
+        spec,lens = frames(spec, lens)
+        if lens is None: lens = torch.full((len(spec),), spec.shape[-1], device=spec.device)
         c = cepstra(spec, lens, self.n_mfcc).flatten(1, 2)
         if self.training: c = c + self.noise*torch.randn_like(c)*(c!=0)
         return torch.stack([self.cnn(spec, lens).log_softmax(-1), self.stretch(c, lens), self.vote(c, lens)], 1)

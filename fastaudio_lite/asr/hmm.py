@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..text import digit_strings, digit_words, wer
 from ..audio import AudioError, is_silent, load_audio, pad_audio, trim_silence
 from ..datasets import digit_label, digit_speaker
+from ..kinds import Saved, Span, check_range
 from ..spectrogram import FrontEnd, hz2mel, mel2hz
 
 # %% ../../nbs/11_hmm.ipynb #26c79956
@@ -402,8 +403,10 @@ def frame_batches(
     return res
 
 # %% ../../nbs/11_hmm.ipynb #40598415
-class HMMDigits(nn.Module):
+class HMMDigits(Saved):
     "Recognize spoken words, alone or in strings, with hidden Markov models; any small vocabulary will do"
+    fields = dict(words=list, sr=int, n_states=int, n_mix=int, tie=(int,float), warps=list, n_mels=int, n_mfcc=int, deltas=int,
+        penalty=(int,float))
     def __init__(self,
         words:list=(), # Vocabulary; `fit` finds it
         sr:int=8000, # Sample rate in Hz; other sounds are resampled
@@ -416,23 +419,32 @@ class HMMDigits(nn.Module):
         deltas:int=2, # 1: slopes, 2: curvatures as well
         penalty:float=0., # Price of a word in a string; `tune` finds it
     ):
-        super().__init__()
+        super().__init__({})
         self.words,self.sr,self.n_states,self.n_mix,self.tie = list(words),sr,n_states,n_mix,tie
         self.warps,self.n_mels,self.n_mfcc,self.deltas,self.penalty = tuple(warps),n_mels,n_mfcc,deltas,penalty
         self.front_end = FrontEnd(sr, n_mels=n_mels, kind='mfcc', n_mfcc=n_mfcc, deltas=deltas, norm='bin')
         self.hmm = GMMHMM(max(len(self.words), 1), n_mfcc*(deltas+1), n_states, n_mix, tie)
 
-    def config(self)->dict: # Ready for JSON
+    def config(self):
         "What `from_config` needs"
-        ks = 'words sr n_states n_mix tie n_mels n_mfcc deltas penalty'.split()
-        return {k:getattr(self, k) for k in ks} | dict(warps=list(self.warps))
+        return {k:getattr(self, k) for k in self.fields} | dict(warps=list(self.warps))
 
     @classmethod
-    def from_config(cls,
-        d:dict # As `config` gives it
-    )->'HMMDigits': # Untrained: `load_state_dict` brings the rest
-        "A recognizer from its settings"
-        return cls(**d)
+    def from_config(cls, cfg):
+        "An untrained recognizer of the same make"
+        return cls(**cfg)
+
+    @classmethod
+    def check(cls, cfg):
+        "`PretrainedError` unless `cfg` can be the config of a recognizer of words"
+        super().check(cfg)
+        check_range(cfg, dict(sr=1_000_000, n_states=100, n_mix=256, tie=1e12, n_mels=1024, n_mfcc=1024))
+        check_range(dict(words=len(cfg['words'])), dict(words=10_000))
+
+    def card(self):
+        "What its folder tells people"
+        hears = [f"{len(self.words)} words: {', '.join(f'`{o}`' for o in self.words)}.", f'Sound at any rate, brought to {self.sr} Hz.']
+        return dict(title='Words by hidden Markov models', use="model.transcribe('words.wav')", tag='automatic-speech-recognition', hears=hears)
 
 # %% ../../nbs/11_hmm.ipynb #551e20e8
 @patch
@@ -533,14 +545,25 @@ def _paths(self:HMMDigits, xs, penalty):
     return res
 
 @patch
+@torch.no_grad()
+def _probs(self:HMMDigits, x, path):
+    "Probability of each word of `path` in its own frames of `x` `(T,D)`, all words being alike beforehand"
+    if not path: return []
+    lens = torch.tensor([b-a for _,a,b in path])
+    parts = pad_sequence([x[a:b] for _,a,b in path], batch_first=True)      # (words,T,D)
+    p = self.hmm.log_likelihood(parts, lens).softmax(-1)
+    return [p[i,w].item() for i,(w,_,_) in enumerate(path)]
+
+@patch
 def spans(self:HMMDigits,
     sounds # A sound, or a list of them, each with any number of words
-)->list: # (word, start in s, end in s) for each word, or a list of such lists; none for silence
+)->list: # A `Span` for each word, or a list of such lists; none for silence
     "The words of a string and their times, by Viterbi through the loop of words"
     if not _many(sounds): return self.spans([sounds])[0]
     clips,hop = [self._clip(o) for o in sounds],self.front_end.hop/self.sr
-    paths = self._paths(self._frames([c for c,_ in clips]), self.penalty)
-    return [[(self.words[w], t+a*hop, t+b*hop) for w,a,b in path] for (_,t),path in zip(clips, paths)]
+    xs = self._frames([c for c,_ in clips])
+    def _one(t, x, path): return [Span(self.words[w], t+a*hop, t+b*hop, p) for (w,a,b),p in zip(path, self._probs(x, path))]
+    return [_one(t, x, path) for (_,t),x,path in zip(clips, xs, self._paths(xs, self.penalty))]
 
 @patch
 def transcribe(self:HMMDigits,
@@ -548,7 +571,7 @@ def transcribe(self:HMMDigits,
 )->str: # The text, or a list of texts; '' for silence
     "The words of a string"
     if not _many(sounds): return self.transcribe([sounds])[0]
-    return [' '.join(w for w,_,_ in o) for o in self.spans(sounds)]
+    return [' '.join(w.text for w in o) for o in self.spans(sounds)]
 
 # %% ../../nbs/11_hmm.ipynb #2207d346
 @patch

@@ -6,33 +6,39 @@
 __all__ = ['step_dur', 'Transcriber', 'speech_chunks', 'Transcript', 'captions', 'Splice', 'find_words', 'alphabet', 'train_asr']
 
 # %% ../../nbs/17_transcribe.ipynb #bfd3b890
-import random, warnings
+import copy, random, warnings
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch, torch.nn as nn
+import torch
 from fastcore.all import patch
 from fasttransform import ItemTransform
 
-from .ctc import CTCModel, LogProbs, Span, cut_words, front_end_of, greedy, log_probs
-from .ctc import quietest, steps_needed, word_spans
-from ..text import Tokens
+from .ctc import LogProbs, cut_words, log_probs, quietest, steps_needed, word_spans
 from ..audio import AudioError, AudioTensor, AudioWarning, audio_windows, dur2n, is_silent
-from ..classifier import checkpoint
+from ..classifier import heard
+from ..kinds import PretrainedError, Saved, Span, check_range, check_types, name_in, network, networks
 from ..spectrogram import FrontEnd
+from ..text import Tokens
+
 
 # %% ../../nbs/17_transcribe.ipynb #c69c377c
-class Transcriber(nn.Module):
+class Transcriber(Saved):
     "Front end, network, tokens and decoder in one piece: any sound in, a `Transcript` out"
-    def __init__(self,
-        src, # A `Learner` of `ctc_learner`, what `from_pretrained` takes, or `tokens`, `model` and `front_end` as a dict
-    ):
-        super().__init__()
-        parts = src if isinstance(src, dict) else _of_learner(src) if hasattr(src, 'dls') else _of_folder(src)
-        for k,v in parts.items(): setattr(self, k, v)
-        self.decoder = None
-        self.eval()
+    fields = dict(arch=str, tokens=dict, model=dict, front_end=dict)
+    outputs = 'log_probs','steps'
+    old_names = {f'model.{o}.':f'model.encoder.{o}.' for o in ('stem','proj','layers')}
+    decoder = None # What reads the network's answers instead of the network itself
+    def __init__(self, src):
+        super().__init__(src)
+        self.model.tokens = self.tokens
+
+    @classmethod
+    def parts(cls, learn):
+        "The parts of a trained learner, such as `ctc_learner` makes"
+        model,fe = (copy.deepcopy(o).cpu() for o in (learn.model, learn.dls.front_end))
+        return dict(tokens=learn.tokens, model=model, front_end=fe)
 
     @property
     def sr(self):
@@ -44,44 +50,60 @@ class Transcriber(nn.Module):
         "Duration of one step of the network (s)"
         return self.model.stride*self.front_end.hop/self.sr
 
-    def config(self)->dict: # All but the weights, ready for json
+    @property
+    def arch(self):
+        "Name of the network; `PretrainedError` for one's own, which has none"
+        name = name_in(networks, type(self.model))
+        if name: return name
+        raise PretrainedError(f"got a recognizer with a {type(self.model).__name__}, expected a {' or '.join(networks)}: others have no name")
+
+    def config(self):
         "What `from_config` needs to build this again"
-        return dict(tokens=self.tokens.config(), model=self.model.config(), front_end=self.front_end.config())
+        return dict(arch=self.arch, tokens=self.tokens.config(), model=self.model.config(), front_end=self.front_end.config())
 
     @classmethod
-    def from_config(cls,
-        cfg:dict, # What `config` gave
-    )->'Transcriber': # With weights as they are made, not as they were trained
+    def from_config(cls, cfg):
         "An untrained recognizer of the same make"
-        tokens,model,fe = Tokens.from_config(cfg['tokens']),CTCModel(**cfg['model']),FrontEnd.from_config(cfg['front_end'])
-        if len(tokens)!=cfg['model']['n_out']:
-            raise ValueError(f"got {len(tokens)} tokens for a network of {cfg['model']['n_out']}, expected as many: save the model again")
-        return cls(dict(tokens=tokens, model=model, front_end=fe))
-
-    @classmethod
-    def from_pretrained(cls,
-        folder:str|Path, # What `save_pretrained` wrote, or its name on the Hugging Face Hub: `owner/name`
-    )->'Transcriber': # Ready to transcribe
-        "A trained recognizer; `PretrainedError` where the folder holds none"
-        return cls(folder)
+        model = network(cfg['arch'], **cfg['model'])
+        return cls(dict(tokens=Tokens.from_config(cfg['tokens']), model=model, front_end=FrontEnd.from_config(cfg['front_end'])))
 
     def forward(self,
         wav:AudioTensor, # Waveforms `(B,1,T)` at `sr`, with `lens` where padded
-    )->LogProbs: # `(B,T',V)` with `lens`
-        "Log-probabilities of the tokens at each step"
-        return self.model(self.front_end(wav))
+        lens:torch.Tensor|None=None, # Valid samples `(B,)`; None: `wav.lens`
+    )->LogProbs: # `(B,T',V)` with `lens`, for `CTCModel`; else what the network gives
+        "What the network says at each step"
+        return self.model(*self.listen(wav, lens))
 
-def _of_learner(learn):
-    "The parts of a `Transcriber` from a trained learner"
-    from copy import deepcopy
-    model,fe = (deepcopy(o).cpu() for o in (learn.model, front_end_of(learn.dls)))
-    return dict(tokens=learn.tokens, model=model, front_end=fe)
 
-def _of_folder(path):
-    "The parts of a `Transcriber` that `save_pretrained` wrote"
-    from fastaudio_lite.export import from_pretrained
-    obj = from_pretrained(path, kind='recognizer')
-    return dict(tokens=obj.tokens, model=obj.model, front_end=obj.front_end)
+# %% ../../nbs/17_transcribe.ipynb #562009f6
+_most = dict(n_out=10**6, n_mels=2**14, n_hidden=2**13, n_layers=64, chs=2**12, strides=64, n_sounds=10**5)
+
+@patch(cls_method=True)
+def check(cls:Transcriber, cfg:dict):
+    "`PretrainedError` unless `cfg` can be the config of a recognizer"
+    super(Transcriber, cls).check(cfg)
+    check_range({k:v for k,v in cfg['model'].items() if (k,v)!=('n_sounds',0)}, _most, 'model')
+    n,vocab = cfg['model'].get('n_out'),cfg['tokens'].get('vocab')
+    if not isinstance(vocab, list) or len(vocab)!=n:
+        raise PretrainedError(f"got {len(vocab or ())} tokens for a network of {n}, expected as many: save the model again")
+    rows,n_mels = FrontEnd.from_config(cfg['front_end']).n_out,cfg['model'].get('n_mels')
+    if rows!=n_mels: raise PretrainedError(f"got a network for {n_mels} rows after a front end of {rows}, expected as many: save the model again")
+
+@patch(cls_method=True)
+def upgrade(cls:Transcriber, cfg:dict)->dict:
+    "Format 1 knew one network"
+    return dict(arch='CTCModel')|cfg
+
+@patch
+def card(self:Transcriber):
+    "What its folder tells people"
+    hears = [f'It writes {len(self.tokens)-1} pieces of text.', heard(self.front_end)]
+    return dict(title='A recognizer of speech', use="model.transcribe('speech.wav').text", tag='automatic-speech-recognition', hears=hears)
+
+@patch
+def onnx_facts(self:Transcriber):
+    "What its graph tells programs"
+    return dict(arch=self.arch, channels=1, vocab=self.tokens.vocab, step_dur=self.step)
 
 # %% ../../nbs/17_transcribe.ipynb #a267ff2c
 def speech_chunks(
@@ -153,37 +175,38 @@ def json(self:Transcript)->dict: # Ready for `json.dumps`
 def use(self:Transcriber,
     lm=None, # An `NGram`, or the path of an ARPA file
     **kwargs # Passed to `BeamDecoder`: `alpha`, `beta`, `beam`, `lexicon`, `hotwords`
-)->Transcriber: # Itself
-    "Read the network's answers with a beam (lesson 13) from now on; without arguments, greedily again"
-    from fastaudio_lite.asr.decode import BeamDecoder, NGram
-    if isinstance(lm, (str,Path)): lm = NGram.load(lm)
-    plain = lm is None and not kwargs
-    self.decoder = None if plain else BeamDecoder(self.tokens, lm=lm, frame_dur=self.step, **kwargs)
-    return self
-
-@patch
-def _words(self:Transcriber, lp):
-    "Words in one piece, from log-probabilities `(T,V)`"
-    if self.decoder is not None: return self.decoder(lp)[0].words
-    return word_spans(lp, greedy(lp[None])[0], self.tokens, self.step)
+)->Transcriber: # A copy, with the same weights; the original reads as before
+    "A recognizer whose network is read with a beam (lesson 13); without arguments, greedily"
+    from fastaudio_lite.asr.decode import BeamDecoder
+    res = copy.copy(self)
+    res.decoder = None if lm is None and not kwargs else BeamDecoder(self.tokens, lm=lm, **kwargs)
+    return res
 
 @patch
 @torch.inference_mode()
 def transcribe(self:Transcriber,
     sound, # A path, bytes, file object, `(array, sr)` or `AudioTensor`, at any rate and length
+    decoder=None, # Reads what the network says: anything with `read(out, step)`, such as a `BeamDecoder`; None: the one of `use`, or the network
     max_dur:float=20., # Longest piece in s that the network sees at once
     progress=None, # Function of seconds done, called after each piece
 )->Transcript: # Text, words with times, confidence
     "What is said in `sound`; warns where there is nothing to hear at all"
-    words,dur,heard,dev = [],0.,False,next(self.parameters()).device
+    reader,words,dur,found = decoder or self.decoder or self.model,[],0.,False
     for start,wav in speech_chunks(sound, self.sr, max_dur):
         dur = start + wav.dur
         if not is_silent(wav):
-            heard,lp = True,self(wav[None].to(dev))[0].as_subclass(torch.Tensor).cpu()
-            words += [Span(o.text, start+o.start, min(start+o.end, dur), o.prob) for o in self._words(lp)]
+            found,out = True,self(wav[None].to(next(self.buffers()).device))[0]
+            spans = reader.read(out.as_subclass(torch.Tensor).float().cpu(), self.step)
+            words += [Span(o.text, start+o.start, min(start+o.end, dur), o.prob) for o in spans]
         if progress: progress(dur)
-    if not heard: warnings.warn("got silence, expected speech: there is nothing to write down", AudioWarning)
+    if not found: warnings.warn("got silence, expected speech: there is nothing to write down", AudioWarning)
     return Transcript(' '.join(o.text for o in words), words, sum(o.prob for o in words)/max(len(words), 1), dur)
+
+@patch
+def predict(self:Transcriber, sound)->Transcript:
+    "`transcribe` with all that is usual"
+    return self.transcribe(sound)
+
 
 # %% ../../nbs/17_transcribe.ipynb #423a3bbd
 def _faded(w, dur=0.005):
@@ -215,7 +238,7 @@ def find_words(
     learn, # Of `ctc_learner`, trained far enough to know where words are
 )->list: # For each training clip its `Span`s; none where the text is too long for the clip
     "Where the words of the training clips are, by alignment"
-    fe = front_end_of(learn.dls)
+    fe = learn.dls.front_end
     def _one(wav, ids):
         lp = log_probs(learn, wav)[0]
         fits = steps_needed(ids[None]) <= len(lp)
@@ -279,20 +302,21 @@ def train_asr(
     augment:bool=True, # Use `speech_tfms`?
     sounds=None, # `Sounds`, a pronouncing dictionary to learn from as well; None: text alone
     cbs=None, # More callbacks
+    learner=None, # Function that makes a `Learner`, called as `ctc_learner` is; None: that one
 ): # The trained `Learner`, whose last figures are those of the validation rows
     "Train a recognizer from scratch, or go on where an earlier call with this `folder` was stopped"
     from fastaudio_lite.asr.ctc import ctc_learner
     from fastaudio_lite.text import SpeechDataLoaders
     from fastaudio_lite.augment import speech_tfms
+    from fastaudio_lite.training import fit_resumable
     if not isinstance(tokens, Tokens): tokens = alphabet(df, tokens)
     fe = FrontEnd(sr, n_mels=40, hop=dur2n(step_dur/4, sr), norm='bin')
     tfms,splice = speech_tfms() if augment else None,Splice(tokens)
     dls = SpeechDataLoaders.from_df(df, tokens, front_end=fe, sr=sr, bs=bs, item_tfms=splice, batch_tfms=tfms,
         min_frame=step_dur)
-    learn = ctc_learner(dls, n_hidden=n_hidden, n_layers=n_layers, sounds=sounds, cbs=cbs)
+    learn = (learner or ctc_learner)(dls, n_hidden=n_hidden, n_layers=n_layers, sounds=sounds, cbs=cbs)
     if augment: learn.add_cb(_splicing(splice, df[df.split=='train']))
     about = dict(tokens=tokens.vocab, texts=df[df.split=='train'].text.tolist(), augment=augment)
     about |= dict(sr=sr, epochs=epochs, bs=bs, lr=lr, model=learn.model.config(), sounds=sounds.vocab if sounds else [])
-    ck = checkpoint(Path(folder)/'checkpoint.pt', about) if folder else None
-    learn.fit_one_cycle(epochs, lr, start_epoch=ck.load(learn) if ck else 0, cbs=ck)
+    fit_resumable(learn, epochs, lr, folder, about)
     return learn
