@@ -102,10 +102,11 @@ def check_front_end(
 ):
     "`PretrainedError` for a front end that no sound needs"
     check_range(d, _most, 'front_end')
-    n_fft,n_mels,hop,sr = (d.get(k) or 1 for k in ('n_fft','n_mels','hop','sr'))
+    n_fft,n_mels = (d.get(k) or 1 for k in ('n_fft','n_mels'))
     if type(n_mels) is not int or n_fft*n_mels>2**24:
         raise PretrainedError(f"got n_fft={n_fft} with n_mels={n_mels!r} in front_end, expected a product of at most {2**24}")
-    if hop*2000<sr: raise PretrainedError(f"got hop={hop} at {sr} Hz in front_end, expected at least half a ms: {math.ceil(sr/2000)}")
+    sr,hop = d.get('sr'),d.get('hop')
+    if sr and hop and hop*2000<sr: raise PretrainedError(f"got hop={hop} at {sr} Hz in front_end, expected at least half a ms: {math.ceil(sr/2000)}")
 
 # %% ../nbs/05_classifier.ipynb #4a3f225d
 class Saved(nn.Module):
