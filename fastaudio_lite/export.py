@@ -390,54 +390,6 @@ def from_pretrained(
     return obj.eval()
 
 
-# %% ../nbs/06_export.ipynb #75b50c5f
-def _valid(x, lens):
-    "True where `x` `(B,...,T)` is real"
-    return torch.arange(x.shape[-1]) < lens.view(-1, *[1]*(x.ndim-1))
-
-def _waves(fe):
-    "Windowed cosines and sines, the kernels of a convolution `(2*(n_fft//2+1),1,win)`"
-    f,t = torch.arange(fe.n_fft//2+1, dtype=torch.float64)[:,None],torch.arange(fe.n_fft)
-    angle,l = f*t%fe.n_fft*(2*math.pi/fe.n_fft),(fe.n_fft-fe.win)//2
-    return (torch.cat([angle.cos(), angle.sin()])*fe.window)[:,None,l:l+fe.win].float().contiguous()
-
-class _GraphFrontEnd(nn.Module):
-    "A `FrontEnd` in operations that ONNX has; padding is 0 and changes nothing"
-    def __init__(self, fe):
-        super().__init__()
-        self.fe,self.before = fe,(fe.n_fft-fe.win)//2
-        self.register_buffer('waves', _waves(fe))
-
-    def power(self, x):
-        fe,h = self.fe,self.fe.n_fft//2-self.before
-        x = F.pad(x, (h, fe.win-h)) if fe.center else F.pad(x[...,self.before:], (0, fe.n_fft-1)) # (N,1,T)
-        re,im = F.conv1d(x, self.waves, stride=fe.hop).chunk(2, 1)
-        return (re*re + im*im).pow(fe.power/2).transpose(1,2)                                      # (N,frames,F)
-
-    def forward(self, wav, lens):
-        from fastaudio_lite.spectrogram import deltas
-        fe,n = self.fe,self.fe.n_frames(lens)
-        x = wav.masked_fill(~_valid(wav, lens), 0)                                                 # (B,C,T)
-        x = fe._block(self.power(x.flatten(0,1)[:,None]).flatten(0,1)).unflatten(0, (*wav.shape[:2],-1))
-        x,ok = x.transpose(2,3),_valid(x[...,0], n)[:,:,None]                                      # (B,C,F,frames)
-        x = x.masked_fill(~ok, {'db':-100., 'log':math.log(1e-10)}.get(fe.scale, 0.))
-        x = _pcen(fe, x) if fe.scale=='pcen' else fe._scaled(x)
-        if fe.dct is not None: x = (x.transpose(2,3)@fe.dct).transpose(2,3)
-        if fe.deltas: x = torch.cat([x, *(deltas(x, i+1, lens=n.view(-1,1,1,1)) for i in range(fe.deltas))], 1)
-        return fe._normed(x, ok).masked_fill(~ok, 0), n
-
-# %% ../nbs/06_export.ipynb #6540ee8e
-def _pcen(fe, x):
-    "`pcen` of `x` `(B,C,F,T)`, its running mean as a sum over the past up to weights of 1e-20"
-    t = 0.4*fe.sr/fe.hop
-    b = (math.sqrt(1+4*t*t)-1)/(2*t*t)
-    k = math.ceil(46/b)
-    fade = (b*(1-b)**torch.arange(k-1, -1, -1, dtype=torch.float64)).float()
-    x = x*2.**31
-    past = torch.cat([x[...,:1].expand(*x.shape[:-1], k-1), x], -1)
-    mean = F.conv1d(past.flatten(0,2)[:,None], fade[None,None]).view(x.shape)
-    return (x*(mean+1e-6).pow(-0.98)+2).sqrt()-2**0.5
-
 # %% ../nbs/06_export.ipynb #dd67f0f7
 class _GraphLSTM(nn.Module):
     "An `nn.LSTM` as one operation"
@@ -458,6 +410,7 @@ class _GraphLSTM(nn.Module):
 # %% ../nbs/06_export.ipynb #948e1f54
 def _as_graph(obj):
     "A copy of `obj`, on the CPU, of operations that ONNX has"
+    from fastaudio_lite.spectrogram import FrontEnd, to_graph
     obj = copy.deepcopy(obj).cpu()
     for m in list(obj.modules()):
         if type(m) is FrontEnd: to_graph(m)

@@ -32,7 +32,7 @@ from ..audio import AudioTensor as Wav, AudioWarning, _frame_db, _sounds, audio_
 from ..audio import get_audio_files, resample, save_audio, to_mono, trim_silence
 from ..augment import AudioAug, SpecAug, WavAug, color_noise
 from ..data import AudioDL, OpenAudio as OpenSound, audio_collate
-from ..spectrogram import AudioSpectrogram as Spec, _spec_rows, dct_matrix, deltas, mel_filters, to_db
+from ..spectrogram import AudioSpectrogram as Spec, dct_matrix, deltas, mel_filters, power_rows, to_db
 
 _all_ = [audio_extensions, get_audio_files]
 
@@ -182,7 +182,7 @@ def spectrogram(
     if normalized: w = w/(math.sqrt(n_fft) if normalized=='frame_length' else w.norm())
     w = F.pad(w, ((n_fft-win)//2, n_fft-win-(n_fft-win)//2)).to(x.device)
     x = F.pad(x.as_subclass(torch.Tensor), (pad,pad)).float()
-    res = _spec_rows(x.reshape(-1, x.shape[-1]), w, hop_length or win//2, lambda o: o, power, center, pad_mode)
+    res = power_rows(x.reshape(-1, x.shape[-1]), w, hop_length or win//2, lambda o: o, power, center, pad_mode)
     return res.transpose(1,2).reshape(*x.shape[:-1], n_fft//2+1, -1)
 
 def amplitude_to_db(
