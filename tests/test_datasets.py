@@ -426,6 +426,12 @@ def test_registry_is_whole(root):
     for o in registry.values(): assert o.licence and o.size and o.n_files and (o.url.startswith('http') or o.name=='starter')
     assert verify_data('starter').name=='starter'
 
+@pytest.mark.real
+@pytest.mark.parametrize('name', registry)
+def test_sets_at_hand(name):
+    if not find_data(name): pytest.skip(f'{name} is not on the data path')
+    assert verify_data(name)==find_data(name)
+
 def python(code, **env):
     "What a fresh Python prints that runs `code`; it does not know what ours has set already"
     env = {k:v for k,v in os.environ.items() if k!='ORT_DISABLE_TELEMETRY'} | env
