@@ -20,6 +20,8 @@ export PIP_USER = 0
 export PYTHONNOUSERSITE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export JUPYTER_PREFER_ENV_PATH = 1
+# onnxruntime would tell its makers about this machine, from notebooks that import it before fastaudio_lite too.
+export ORT_DISABLE_TELEMETRY = 1
 
 py = .venv/bin/python
 quiet = MPLBACKEND=agg IPYTHONDIR="$(CURDIR)/.venv/ipython"

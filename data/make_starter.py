@@ -2,7 +2,7 @@
 
 Made on Debian 12 with flite 2.2-5, festival 1:2.5.0-9 (festvox-kallpc16k 2.4-1, festvox-kdlpc16k 1.4.0-6.1) and espeak-ng 1.51+dfsg-10+deb12u2,
 soundfile 0.14 and soxr 1.1: the same versions make the same bytes. Only remaking needs the synthesizers; see `data/README.md`."""
-import csv, subprocess, sys, tempfile
+import csv, shutil, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,8 +115,10 @@ def write_csv(fn, rows):
         w.writeheader()
         w.writerows(rows)
 
-def main(out=Path(__file__).parent/'starter'):
-    "Write digits, utterances, `transcripts.csv` and `voices.csv` into `out`"
+here = Path(__file__).parent/'starter'
+
+def main(out=here):
+    "Write digits, utterances, `transcripts.csv`, `voices.csv` and the licence into `out`"
     by_name = {v.name:v for v in voices}
     rows = [dict(file=f'{v.name}-{j:02}.flac', text=t, speaker=v.name, split=v.split)
         for i,v in enumerate(voices) for j,t in enumerate(transcripts(v, i))]
@@ -126,5 +128,6 @@ def main(out=Path(__file__).parent/'starter'):
         for j in jobs: j.result()
     write_csv(out/'speech/transcripts.csv', rows)
     write_csv(out/'voices.csv', [vars(v) for v in voices])
+    if not (out/'LICENSE').exists(): shutil.copy(here/'LICENSE', out)
 
 if __name__=='__main__': main(*map(Path, sys.argv[1:]))

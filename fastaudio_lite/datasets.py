@@ -10,7 +10,7 @@ __all__ = ['registry', 'starter_test_voices', 'DataError', 'OfflineError', 'Sett
 # %% ../nbs/01_datasets.ipynb #1c0b3196
 import csv, errno, hashlib, os, re, shutil, stat, tarfile, tempfile, time, zipfile, zlib
 from configparser import ConfigParser, Error as IniError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PureWindowsPath
@@ -91,12 +91,13 @@ class DataSet:
     url:str # Address of the archive
     size:int # Bytes to download
     licence:str # What it may be used for
-    files:str # Glob of its sound files, below its folder
+    files:str # Glob of its sounds, or of what else it is made of, below its folder
     n_files:int # Number of those files
-    checksum:str=None # `digest` of those files; None where nobody has measured it
+    checksum:str=None # `digest` of those files and of `labels`; None where nobody has measured it
     archive_sha:str=None # SHA-256 of the archive, where its makers or torchaudio publish one
     strip:int=1 # Leading folders of the archive to drop
     folder:str=None # Its folder below a folder of the data path; None: `name`
+    labels:str='' # Globs, with spaces between, of the tables that say what is heard, by whom, and in which split
 
     def __post_init__(self): self.folder = self.folder or self.name
     def paths(self, path): return [o for o in Path(path).glob(self.files) if not o.name.startswith('.')]
@@ -108,7 +109,7 @@ _github = 'https://github.com/{}/archive/{}.zip'.format
 def _add(name, *args, **kwargs): registry[name] = DataSet(name, *args, **kwargs)
 
 _add('starter', 'Synthetic spoken digits and utterances, part of this repository', '', 10_800_000, 'CC0 1.0', '*/**/*.[wf]*', 1116,
-    '3acb9c84e3c8c25721dd5fd32040fb2e798e37992bc4315a73e2c0fb3acdfe5a')
+    'd029fbb115f37219cd29b79418816c6e5df1cae2b7f2be7c8c3e3118f9aa3743', labels='voices.csv speech/transcripts.csv')
 _add('fsdd', 'Free Spoken Digit Dataset: 10 digits, 6 speakers, 50 takes each, 8 kHz',
     _github('Jakobovski/free-spoken-digit-dataset', '26eb9aaf76e81b692f806f9140c2d2777410d7a1'), 16_250_000, 'CC BY-SA 4.0',
     'recordings/*.wav', 3000, '1971de6d210a657fc0b609a5bb473095188386d232f7540824707d103ddfcd5d')
@@ -116,19 +117,25 @@ _add('esc10', 'ESC-10: environmental sounds, 10 classes, 40 clips of 5 s each, 5
     _github('karoldvl/ESC-10', '553c8f1743b9dba6b282e1323c3ca8fa76923448'), 42_000_000, 'CC BY 3.0',
     '[0-9]*/*.ogg', 400, 'f7ed9b7ee1bc8629352bb5d0a785ad4c364994f26d699e184bcf5be2c46cf819')
 _add('esc50', 'ESC-50: environmental sounds, 50 classes, 40 clips of 5 s each, 5 folds, 44.1 kHz',
-    _github('karolpiczak/ESC-50', '33c8ce9eb2cf0b1c2f8bcf322eb349b6be34dbb6'), 645_832_161, 'CC BY-NC 3.0', 'audio/*.wav', 2000)
+    _github('karolpiczak/ESC-50', '33c8ce9eb2cf0b1c2f8bcf322eb349b6be34dbb6'), 645_832_161, 'CC BY-NC 3.0', 'audio/*.wav', 2000,
+    labels='meta/esc50.csv')
 _add('an4', 'CMU Census (AN4): spelled names, digits, dates, commands, 84 speakers, 16 kHz',
     _github('cmusphinx/an4', 'b567d132f43304e70a2b2eca6077f22255311812'), 63_600_000, 'BSD-like (Carnegie Mellon University)',
-    'wav/**/*.wav', 1078, '841179d0713eac916c8d6c41a97d75b282f4b9742f13a639899cff496cf5158a')
+    'wav/**/*.wav', 1078, '50f5281ed8d8a023c8aa74cc7c1f82782e3674c7741ffbab3c133df45fccb734',
+    labels='etc/an4.dic etc/an4.lm etc/*.fileids etc/*.transcription')
 _add('speech_commands', 'Speech Commands v2: 35 words, 2,618 speakers, clips of 1 s, 16 kHz',
     'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz', 2_428_923_189, 'CC BY 4.0', '*/*.wav', 105_835,
-    archive_sha='af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58', strip=0)
+    archive_sha='af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58', strip=0,
+    labels='validation_list.txt testing_list.txt')
 _add('yesno', 'YESNO: one speaker, 60 recordings of eight Hebrew words for yes and no, 8 kHz',
     'https://www.openslr.org/resources/1/waves_yesno.tar.gz', 4_700_000, 'attribution (openslr.org/1)', '*.wav', 60,
     archive_sha='c3f49e0cca421f96b75b41640749167b52118f232498667ca7a5f9416aef8e73')
 _add('jsb', 'JSB chorales: 382 chorales of J. S. Bach as piano rolls (JSON, no sound)',
     _github('czhuang/JSB-Chorales-dataset', '9a7f733ddb4ed91f48da64ac7f0f621c34aadd4d'), 1_000_000, 'not stated; the music is in the public domain',
     'jsb-chorales-[1q]*.json', 2, '45bd5a90b7361e71a99c9cf22e8791ee4334b53ec8418b026aba2a1e8c97ad61')
+_add('cmudict', 'CMU pronouncing dictionary: 135,000 English words, stress marked (text, no sound)',
+    _github('cmusphinx/cmudict', '0f8072f814306c5ee4fbf992ed853601b12c01f9'), 920_000, 'BSD-like (Carnegie Mellon University)', 'cmudict.dict', 1,
+    'a19c542f86993fd1e395a5ebd31189fb1d396f89b6728e7a0eb97dcba218168c', labels='cmudict.phones cmudict.symbols')
 
 # %% ../nbs/01_datasets.ipynb #5671b392
 def mb(
@@ -189,10 +196,13 @@ def verify_data(
     return _verify(ds, Path(path))
 
 def _verify(ds, path):
-    files = ds.paths(path)
-    if len(files)!=ds.n_files: raise DataError(f"{ds.name} has {len(files)} files {ds.files}, expected {ds.n_files}: it is incomplete or changed, delete it and get it again")
-    if ds.checksum and (got := digest(files, path))!=ds.checksum:
-        raise DataError(f"{ds.name} has checksum {got[:12]}, expected {ds.checksum[:12]}: its files were changed or damaged, delete it and get it again")
+    files,tables = ds.paths(path),{o:[*path.glob(o)] for o in ds.labels.split()}
+    again = 'delete it and get it again' if ds.url else 'git checkout data/starter brings it back'
+    if len(files)!=ds.n_files: raise DataError(f"{ds.name} has {len(files)} files {ds.files}, expected {ds.n_files}: it is incomplete or changed, {again}")
+    if (miss := [k for k,v in tables.items() if not v]): raise DataError(f"{ds.name} has no {miss[0]}, expected one: it is incomplete, {again}")
+    if not ds.checksum: print(f"{ds.name}: {len(files)} files, as many as expected; nobody has measured their digest, so their contents are not compared")
+    elif (got := digest({*files}.union(*tables.values()), path))!=ds.checksum:
+        raise DataError(f"{ds.name} has checksum {got[:12]}, expected {ds.checksum[:12]}: its files were changed or damaged, {again}")
     return path
 
 # %% ../nbs/01_datasets.ipynb #e01c2fad
@@ -224,7 +234,8 @@ def _copy(opn, fn, room):
             dst.write(chunk)
     return n
 
-_broken = zipfile.BadZipFile,tarfile.TarError,EOFError,zlib.error,NotImplementedError,RuntimeError,OSError
+_full = errno.ENOSPC,errno.EDQUOT,errno.EFBIG
+_refused = *_full,errno.EACCES,errno.EPERM,errno.EROFS,errno.EIO
 
 def unpack(
     archive, # A zip or tar file
@@ -233,15 +244,18 @@ def unpack(
     limit:int=2**30, # Most bytes to write
 ):
     "Unpack `archive` below `dest` and nowhere else; raises `DataError` for members that point elsewhere, links, devices, or too much"
-    members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+    Path(dest).mkdir(parents=True, exist_ok=True)
+    with open(archive, 'rb') as f: members = _zip_members if zipfile.is_zipfile(f) else _tar_members
     try:
         for name,is_dir,plain,opn in members(archive):
             if not plain: raise DataError(f"the archive's member {name!r} is a link or device, expected plain files: nothing of it was kept")
             fn = _inside(name, Path(dest), strip)
             if fn and not is_dir: limit -= _copy(opn, fn, limit)
-    except _broken as e:
-        if getattr(e, 'errno', None): raise # The disk, not the archive
-        raise DataError(f"the archive is damaged, or neither zip nor tar ({str(e).partition(':')[0]}): get it again") from e
+    except DataError: raise
+    except Exception as e:
+        if getattr(e, 'errno', None) in _refused: raise # The disk, not the archive
+        why = re.split('[:\n]', str(e))[0] or type(e).__name__
+        raise DataError(f"the archive is damaged, or neither zip nor tar ({why}): get it again") from e
 
 # %% ../nbs/01_datasets.ipynb #7a99da33
 def _ask(url, start):
@@ -265,16 +279,16 @@ def _request(url, part):
 def _chunks(r, n, total):
     "Pieces of response `r`, with a progress bar that starts at `n` of about `total` bytes"
     shown = 0
-    while chunk := r.read(2**16):
-        n += len(chunk)
-        if time.time()-shown > .2:
-            shown,done = time.time(),min(1, n/total)
-            print(f"\r|{'█'*int(30*done):<30}| {done:.0%} of {mb(total)}", end='', flush=True)
-        yield chunk
-    print(f"\r{'':60}\r", end='')
+    try:
+        while chunk := r.read(2**16):
+            n += len(chunk)
+            if time.time()-shown > .2:
+                shown,done = time.time(),min(1, n/total)
+                print(f"\r|{'█'*int(30*done):<30}| {done:.0%} of {mb(total)}", end='', flush=True)
+            yield chunk
+    finally: print(f"\r{'':60}\r", end='')
 
-_full = errno.ENOSPC,errno.EDQUOT
-_disk_errs = *_full,errno.EACCES,errno.EPERM,errno.EROFS,errno.ENOTDIR,errno.EEXIST,errno.EISDIR
+_disk_errs = *_refused,errno.ENOTDIR,errno.EEXIST,errno.EISDIR
 
 @contextmanager
 def _network(missing):
@@ -286,16 +300,31 @@ def _network(missing):
         raise OfflineError(missing(f'the download failed ({getattr(e, "reason", None) or e or type(e).__name__})')) from e
 
 # %% ../nbs/01_datasets.ipynb #0197e33d
+def _length(r):
+    "Bytes that the response `r` is to bring; 0 where it does not say"
+    n = r.headers.get('Content-Length') or ''
+    return int(n) if n.isdecimal() else 0
+
+def _save(r, f, n, total, limit):
+    "Write response `r` to `f`, which holds `n` bytes, but not much more than `limit`; how many it would have or has now"
+    if total>limit: return total
+    for chunk in _chunks(r, n, total):
+        n += f.write(chunk)
+        if n>limit: break
+    return n
+
 def _download(ds, part, missing):
     "Fetch the archive of `ds` into `part`, going on where an earlier try ended"
+    limit = 2*ds.size+10**7
     with _network(missing):
         r,start = _request(ds.url, part)
         if r is None: return
-        total = start + int(r.headers.get('Content-Length') or 0)
-        with r, open(part, 'ab' if start else 'wb') as f:
-            for chunk in _chunks(r, start, max(total, ds.size)): f.write(chunk)
-    got = part.stat().st_size
-    if r.headers.get('Content-Length') and got<total: raise OfflineError(missing(f'the connection was cut after {mb(got)}, which are kept'))
+        total = start + _length(r)
+        with r, open(part, 'ab' if start else 'wb') as f: got = _save(r, f, start, max(total, ds.size), limit)
+    if got>limit:
+        part.unlink()
+        raise DataError(f"got {mb(got)} or more from {ds.url}, expected about {mb(ds.size)}: nothing of it was kept, try again later")
+    if got<total: raise OfflineError(missing(f'the connection was cut after {mb(got)}, which are kept'))
 
 # %% ../nbs/01_datasets.ipynb #795e1a08
 @contextmanager
@@ -304,48 +333,120 @@ def _disk(root):
     try: yield
     except OSError as e:
         if e.errno not in _disk_errs: raise
-        why = 'its disk is full: free some space' if e.errno in _full else f'{e.strerror}: make it a folder that you may write to'
+        why = 'its disk is full (what came stays as .part for the next try): free some space' if e.errno in _full else \
+            f'{e.strerror}: make it a folder that you may write to'
         raise DataError(f"cannot write to {root}: {why}, or put another folder first on data_path") from e
 
+# %% ../nbs/01_datasets.ipynb #4d0d4117
+try: import fcntl
+except ImportError: fcntl = None # Windows knows no such locks: two at once may spoil each other's download there
+
+def _is(f, part):
+    "Is the open file `f` still the one called `part`?"
+    with suppress(FileNotFoundError): return os.path.samestat(os.fstat(f.fileno()), part.stat())
+    return False
+
+def _lock(f, name):
+    "Lock the open file `f`, waiting where `name` is given; did it work?"
+    try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not name: return False
+        print(f'{name}: another process is fetching it, waiting for that', flush=True)
+        fcntl.flock(f, fcntl.LOCK_EX)
+    except OSError: return False # Some network drives have no locks
+    return True
+
+# %% ../nbs/01_datasets.ipynb #1a8684e1
+def _locked(part, name):
+    "`part`, open and locked; None where that cannot be"
+    while fcntl:
+        f = open(part, 'ab')
+        if not _lock(f, name): return f.close()
+        if _is(f, part): return f
+        f.close()
+
+@contextmanager
+def _alone(part, name=None):
+    "Keep others from `part`, waiting for them where `name` is given; are they kept? An empty `part` is removed after"
+    f = _locked(part, name)
+    try: yield bool(f)
+    finally:
+        if f:
+            if _is(f, part) and not part.stat().st_size: part.unlink()
+            f.close()
+
+# %% ../nbs/01_datasets.ipynb #9c9059ae
+def _part(ds, root): return root/f'{ds.name}-{zlib.crc32(ds.url.encode()):08x}.part'
+def _hidden(ds): return f'.{ds.name}-unpacking-'
+def _copies(ds, root): return [*root.glob(f'{_hidden(ds)}*')]
+
+# %% ../nbs/01_datasets.ipynb #458c1d84
+def _is_there(ds, root): return any((root/ds.folder).glob(ds.files))
+
+def _clear(ds, root):
+    "Remove what a killed process left: copies half unpacked, and the archive of a set that is there"
+    for o in _copies(ds, root): shutil.rmtree(o, ignore_errors=True)
+    if _is_there(ds, root): _part(ds, root).unlink(missing_ok=True)
+
+def _sweep(root):
+    "`_clear` for every set that nobody is at"
+    for ds in registry.values():
+        part = _part(ds, root)
+        if not _copies(ds, root) and not (part.exists() and _is_there(ds, root)): continue
+        with suppress(OSError), _alone(part) as sure:
+            if sure: _clear(ds, root)
+
+# %% ../nbs/01_datasets.ipynb #4cf7d688
 def _install(ds, part, target):
     "Unpack `part` beside `target`, verify, then rename"
-    tmp = Path(tempfile.mkdtemp(prefix=f'.{ds.name}-', dir=target.parent))
+    tmp = Path(tempfile.mkdtemp(prefix=_hidden(ds), dir=target.parent))
     try:
         if ds.archive_sha and (got := sha256(part))!=ds.archive_sha:
             raise DataError(f"{ds.name}'s archive has checksum {got[:12]}, expected {ds.archive_sha[:12]}: get it again")
         unpack(part, tmp/'new', ds.strip, 10*ds.size+10**8)
         _verify(ds, tmp/'new')
-        if not target.exists(): os.replace(tmp/'new', target) # Another process may have been faster
+        if not target.exists(): os.replace(tmp/'new', target) # Without locks another process may have been faster
         part.unlink(missing_ok=True)
     except DataError:
         part.unlink(missing_ok=True)
         raise
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/01_datasets.ipynb #47af2d51
+# %% ../nbs/01_datasets.ipynb #13a61e46
 def _missing(ds, root, why):
     return (f"{ds.name} ({mb(ds.size)}, {ds.licence}) is not on the data path and {why}: fetch {ds.url} and unpack it as {root/ds.folder}, "
         "or name the folder that holds it in data_path")
 
+def _get(ds, root, part):
+    "Download and unpack `ds`, unless another process has done it meanwhile"
+    target = root/ds.folder
+    if _is_there(ds, root): return
+    if target.exists(): raise DataError(f"{target} is there but holds no {ds.files} that can be read: move it away, then get {ds.name} again")
+    print(f"{ds.name}: downloading {mb(ds.size)} from {ds.url} (licence: {ds.licence}) into {root}")
+    _download(ds, part, partial(_missing, ds, root))
+    _install(ds, part, target)
+
 def _fetch(ds, root):
-    part,target = root/f'{ds.name}-{zlib.crc32(ds.url.encode()):08x}.part',root/ds.folder
+    part = _part(ds, root)
     with _disk(root):
         root.mkdir(parents=True, exist_ok=True)
-        if target.exists(): raise DataError(f"{target} is there but holds no {ds.files} that can be read: move it away, then get {ds.name} again")
-        print(f"{ds.name}: downloading {mb(ds.size)} from {ds.url} (licence: {ds.licence}) into {root}")
-        _download(ds, part, partial(_missing, ds, root))
-        _install(ds, part, target)
-    return target
+        with _alone(part, ds.name) as sure:
+            if sure: _clear(ds, root) # The process that we waited for may have been killed
+            _get(ds, root, part)
+    return root/ds.folder
 
+# %% ../nbs/01_datasets.ipynb #47af2d51
 def get_data(
     name:str, # A key of `registry`
 )->Path: # Its folder
     "Find data set `name` on the data path, else download, verify and unpack it; raises `OfflineError` or `DataError`"
-    if (path := find_data(name)): return path
     ds,s = data_set(name),settings()
+    root = s.data_path[0]
+    _sweep(root)
+    if (path := find_data(name)): return path
     if name=='starter': return starter_path()
-    if s.offline: raise OfflineError(_missing(ds, s.data_path[0], 'the setting `offline` is on'))
-    return _fetch(ds, s.data_path[0])
+    if s.offline: raise OfflineError(_missing(ds, root, 'the setting `offline` is on'))
+    return _fetch(ds, root)
 
 # %% ../nbs/01_datasets.ipynb #c3eafdb7
 _fsdd_name = re.compile(r'(\d)_([^_]+)_(\d+)')

@@ -1,6 +1,7 @@
 "Bad lines, bad archives, bad folders and bad settings: each costs a sentence, and leaves nothing behind"
-import errno, io, os, re, tarfile, threading, zipfile
-from contextlib import contextmanager
+import errno, io, lzma, multiprocessing, os, re, shutil, signal, struct, subprocess, sys, tarfile, threading, time, zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +37,7 @@ class Server(BaseHTTPRequestHandler):
         m = re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', '')) if s.ranges else None
         start = int(m[1]) if m else 0
         s.asked.append(start)
+        if s.endless: return self.flood()
         if s.status or start>=len(s.body): return self.answer(s.status or 416, b'', f'bytes */{len(s.body)}')
         self.answer(206 if m else 200, s.body[start:], f'bytes {start}-{len(s.body)-1}/{len(s.body)}')
 
@@ -46,12 +48,18 @@ class Server(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body[:self.server.cut])
 
+    def flood(self):
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True: self.wfile.write(bytes(2**20))
+
     def log_message(self, *args): pass
 
 @pytest.fixture
 def server():
     s = ThreadingHTTPServer(('127.0.0.1', 0), Server)
-    s.body,s.cut,s.ranges,s.status,s.asked = zipped(sounds),None,True,None,[]
+    s.body,s.cut,s.ranges,s.status,s.endless,s.asked = zipped(sounds),None,True,None,False,[]
     threading.Thread(target=partial(s.serve_forever, poll_interval=.01), daemon=True).start()
     yield s
     s.shutdown()
@@ -201,6 +209,33 @@ def test_changed_file_is_noticed(root):
     (root/'toy'/'0.wav').unlink()
     with says('3 files'): verify_data('toy')
 
+def labelled(root, monkeypatch):
+    get_data('toy')
+    (root/'toy'/'texts.csv').write_text('0.wav,one')
+    change(monkeypatch, labels='*.csv', checksum=digest((root/'toy').iterdir(), root/'toy'))
+    return root/'toy'/'texts.csv'
+
+def test_changed_label_is_noticed(root, monkeypatch):
+    fn = labelled(root, monkeypatch)
+    verify_data('toy')
+    fn.write_text('0.wav,two')
+    with says('checksum'): verify_data('toy')
+    fn.unlink()
+    with says('no *.csv'): verify_data('toy')
+
+def test_changed_starter_is_noticed(root, tmp_path):
+    path = shutil.copytree(verify_data('starter'), tmp_path/'starter')
+    for fn in (path/'voices.csv', path/'speech'/'transcripts.csv'):
+        was = fn.read_bytes()
+        fn.write_bytes(was.replace(b'train', b'test', 1))
+        with says('git checkout'): verify_data('starter', path)
+        fn.write_bytes(was)
+
+def test_no_digest_is_said(root, monkeypatch, capsys):
+    change(monkeypatch, checksum=None)
+    get_data('toy')
+    assert 'not compared' in capsys.readouterr().out
+
 def test_offline_setting(root, server, monkeypatch):
     monkeypatch.setenv('FASTAUDIO_LITE_OFFLINE', 'yes')
     with says('toy', '200 kB', 'CC0', server.body and 'toy.zip', str(root/'toy'), 'offline', exc=OfflineError): get_data('toy')
@@ -249,12 +284,109 @@ def test_folder_without_sounds_is_not_overwritten(root, server):
     with says('move it away'): get_data('toy')
     assert (root/'toy'/'notes.txt').read_text()=='mine' and not server.asked
 
+@pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize('where', ['_copy', '_chunks'])
-def test_disk_full(root, monkeypatch, where):
-    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(datasets, where, full)
-    with says('disk is full', 'data_path'): get_data('toy')
+def test_disk_full(root, monkeypatch, where, code):
+    def full(*args): raise OSError(code, os.strerror(code))
+    with monkeypatch.context() as m:
+        m.setattr(datasets, where, full)
+        with says('disk is full', 'data_path'): get_data('toy')
     assert left(root)==parts(root)
+    assert get_data('toy')==root/'toy' and left(root)==['toy']
+
+strange = [UnicodeDecodeError('utf-8', b'x', 0, 1, 'bad'), KeyError('x'), struct.error('short'), lzma.LZMAError('corrupt'), MemoryError(),
+    OSError(errno.EINVAL, 'Invalid argument'), OSError(errno.ENAMETOOLONG, 'File name too long'), AssertionError()]
+
+@pytest.mark.parametrize('exc', strange, ids=lambda o: type(o).__name__)
+def test_strange_damage_does_not_stick(root, server, monkeypatch, exc):
+    def bad(*args): raise exc
+    with monkeypatch.context() as m:
+        m.setattr(datasets, '_copy', bad)
+        with says('damaged'): get_data('toy')
+    assert left(root)==[]
+    assert get_data('toy')==root/'toy' and server.asked==[0,0]
+
+@pytest.mark.parametrize('pack', [zipped, tarred])
+def test_file_that_is_a_folder_too(root, server, pack):
+    server.body = pack({'a.wav':b'x', 'a.wav/b.wav':b'x'})
+    with says('damaged'): get_data('toy')
+    assert left(root)==[]
+
+def test_archive_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError): unpack(tmp_path/'x.zip', tmp_path/'out')
+
+def test_server_that_never_stops(root, server):
+    server.endless = True
+    with says('expected about 200 kB'): get_data('toy')
+    assert left(root)==[]
+    server.endless = False
+    assert get_data('toy')==root/'toy'
+
+def test_server_that_announces_too_much(root, server):
+    server.body += bytes(2*10**7)
+    with says('got 20 MB', 'expected about 200 kB'): get_data('toy')
+    assert left(root)==[]
+
+# Others at the same time, and what the killed leave
+def test_two_at_once(root, server, monkeypatch, capsys):
+    real = datasets._chunks
+    def slow(*args):
+        for o in real(*args):
+            time.sleep(.05)
+            yield o
+    monkeypatch.setattr(datasets, '_chunks', slow)
+    with ThreadPoolExecutor(3) as ex: got = [*ex.map(get_data, ['toy']*3)]
+    assert got==[root/'toy']*3 and left(root)==['toy'] and server.asked==[0]
+    assert 'waiting' in capsys.readouterr().out
+
+def test_after_the_first_failed_the_second_tries(root, server, monkeypatch):
+    real,tries = datasets._install,[]
+    def first_fails(*args):
+        tries.append(args)
+        time.sleep(.2)
+        if len(tries)==1: raise DataError('damaged')
+        return real(*args)
+    monkeypatch.setattr(datasets, '_install', first_fails)
+    with ThreadPoolExecutor(2) as ex: res = [o.exception() for o in [ex.submit(get_data, 'toy') for _ in range(2)]]
+    assert sorted(map(str, res))==['None', 'damaged'] and left(root)==['toy']
+
+def test_where_nothing_can_be_locked(root, monkeypatch):
+    def no(*args): raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(datasets.fcntl, 'flock', no)
+    assert get_data('toy')==root/'toy' and left(root)==['toy']
+    monkeypatch.setattr(datasets, 'fcntl', None)
+    assert get_data('toy')==root/'toy'
+
+def _die(where, sig):
+    def die(*args):
+        os.kill(os.getpid(), sig)
+        time.sleep(10)
+    setattr(datasets, where, die)
+    get_data('toy')
+
+@pytest.mark.parametrize('sig', [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize('where', ['_copy', '_verify'])
+def test_killed_while_unpacking(root, sig, where):
+    p = multiprocessing.get_context('fork').Process(target=_die, args=(where, sig))
+    p.start()
+    p.join()
+    assert p.exitcode==-sig and len(left(root))==2
+    assert get_data('toy')==root/'toy' and left(root)==['toy']
+
+def test_leftovers_of_a_set_that_is_there(root):
+    "Killed after the new folder got its name, and before the rest was gone; another set clears them too"
+    get_data('toy')
+    (root/'.toy-unpacking-x').mkdir()
+    datasets._part(registry['toy'], root).write_bytes(b'x')
+    with says(exc=OfflineError), pytest.MonkeyPatch.context() as m:
+        m.setenv('FASTAUDIO_LITE_OFFLINE', 'yes')
+        get_data('esc50')
+    assert left(root)==['toy']
+
+def test_a_copy_in_work_is_left_alone(root):
+    (root/'.toy-unpacking-x').mkdir(parents=True)
+    with datasets._alone(datasets._part(registry['toy'], root)): datasets._sweep(root)
+    assert left(root)==['.toy-unpacking-x']
 
 def test_every_folder_is_searched(root, tmp_path, monkeypatch):
     get_data('toy')
@@ -294,7 +426,33 @@ def test_registry_is_whole(root):
     for o in registry.values(): assert o.licence and o.size and o.n_files and (o.url.startswith('http') or o.name=='starter')
     assert verify_data('starter').name=='starter'
 
+@pytest.mark.real
+@pytest.mark.parametrize('name', registry)
+def test_sets_at_hand(name):
+    if not find_data(name): pytest.skip(f'{name} is not on the data path')
+    assert verify_data(name)==find_data(name)
+
+def python(code, **env):
+    "What a fresh Python prints that runs `code`; it does not know what ours has set already"
+    env = {k:v for k,v in os.environ.items() if k!='ORT_DISABLE_TELEMETRY'} | env
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=env).stdout.strip()
+
 def test_import_is_cheap():
-    import subprocess, sys
-    code = 'import sys; import fastaudio_lite.datasets; print(sorted({"torch","fastai","requests","pandas","librosa"} & set(sys.modules)))'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
+    assert python('import sys, fastaudio_lite.datasets; print(sorted({"torch","fastai","requests","pandas","librosa"} & set(sys.modules)))')=='[]'
+
+def test_imports_ask_nobody(tmp_path):
+    "What we import where it is installed looks up no name, and writes no number of this machine under its home"
+    names = 'onnxruntime onnx huggingface_hub tokenizers'.split() # The others import these and torch
+    code = f"""import importlib, socket, fastaudio_lite
+from contextlib import suppress
+asked = []
+def look_up(name, *args, **kwargs):
+    asked.append(name)
+    raise OSError(name)
+for o in ('getaddrinfo', 'gethostbyname', 'create_connection'): setattr(socket, o, look_up)
+for o in {names}:
+    with suppress(ModuleNotFoundError): importlib.import_module(o)
+print(asked)"""
+    env = {k:str(tmp_path) for k in ('HOME', 'USERPROFILE', 'XDG_CACHE_HOME', 'LOCALAPPDATA')}
+    assert python(code, **env)=='[]'
+    assert not [o for o in tmp_path.rglob('*') if o.name in ('deviceid', 'onnxruntime.db')]

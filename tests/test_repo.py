@@ -41,6 +41,14 @@ def test_size(fn): assert fn.stat().st_size < 1_000_000
 @each_lesson
 def test_players(fn): assert sum(json.dumps(c['outputs']).count('<audio') for c in _cells(fn, 'code')) <= 6
 
+@each_lesson
+def test_recordings_are_credited(fn):
+    "A saved page that plays recordings of people says whose they are, and so does NOTICE"
+    out,text = json.dumps([c['outputs'] for c in _cells(fn, 'code')]),_source(_cells(fn, 'markdown')[-1])
+    heard = {k:v for k,v in {'FSDD: 3000':'CC BY-SA 4.0', 'AN4: 1078':'Carnegie Mellon'}.items() if 'data:audio' in out and k in out}
+    for o in ('NOTICE', 'README.md', 'data/README.md'): assert all(v in (root/o).read_text(encoding='utf-8') for v in heard.values())
+    assert all(v in text for v in heard.values())
+
 def _outputs(fn): return [o for c in _cells(fn, 'code') for o in c['outputs']]
 
 @each_taught
