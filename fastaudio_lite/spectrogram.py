@@ -169,7 +169,7 @@ def to_db(
 # %% ../nbs/02_spectrogram.ipynb #08ca28d7
 _ticks_hz = np.array([0,125,250,500,1000,2000,4000,8000,16000])
 
-def _rows(spec, hz):
+def _freq_rows(spec, hz):
     "Rows of `spec` at which the frequencies `hz` lie"
     f = (lambda o: hz2mel(o, spec.htk)) if spec.scale=='mel' else np.asarray
     lo,hi = f(spec.f_min),f(spec.f_max)
@@ -180,7 +180,7 @@ def _freq_axis(ax, spec):
     "Ticks at readable frequencies; numbers of coefficients for 'mfcc'"
     if spec.scale=='mfcc': return ax.set_ylabel('coefficient')
     hz = _ticks_hz if spec.scale=='mel' else np.linspace(0, spec.f_max, 5)
-    rows = _rows(spec, hz)
+    rows = _freq_rows(spec, hz)
     ok = (rows > -1.5) & (rows < spec.shape[-2]+0.1)
     if spec.scale=='mel' and ok.sum()>6: ok &= hz!=125
     ax.set_yticks(rows[ok].clip(-0.5, spec.shape[-2]-0.5), [f"{o:g}" for o in hz[ok]])
@@ -251,8 +251,10 @@ def deltas(
     if mode=='interp' and T<width: raise AudioError(f"got {T} frames, expected at least width={width} with mode='interp': use mode='nearest'")
     last = (torch.tensor(T) if lens is None else lens).to(x.device) - 1
     t = torch.arange(-h, T+h, device=x.device).clamp(min=0)
-    x = (x-x[...,:1]).gather(-1, torch.minimum(t, last).expand(*x.shape[:-1], -1))
-    res = F.conv1d(x.reshape(-1, 1, T+2*h), _savgol(width, order).to(x)[None,None]).view(*x.shape[:-1], T)
+    x = (x-x[...,:1]).gather(-1, torch.minimum(t, last).expand(*x.shape[:-1], -1)) # (...,F,T+2*h)
+    w = _savgol(width, order).to(x.dtype).to(x.device)
+    res = F.conv1d(x.reshape(-1, 1, T+2*h), w[None,None])                          # (N,1,T)
+    res = res.view(*x.shape[:-1], T)                                               # (...,F,T)
     if mode=='nearest': return res
     t = torch.arange(T, device=x.device).clamp(min=h)
     return res.gather(-1, torch.minimum(t, last-h).expand(res.shape))
@@ -463,7 +465,7 @@ def _normed(self:FrontEnd, x, m=None):
     "Normalise `x` `(B,C,F,T)`, valid where the mask `m` is true"
     if self.norm is None: return x
     if self.norm=='data':
-        mean,std = (o.repeat_interleave(x.shape[1]//len(o), 0) for o in (self.mean, self.std))
+        mean,std = (o.repeat_interleave(x.shape[1]//len(o), 0) for o in (self.mean, self.std)) # (1+deltas,F,1) -> (C,F,1)
         return torch.addcmul(-mean/std, x, 1/std)
     mean,std = _mean_std(x, (2,3) if self.norm=='clip' else (3,), m)
     return (x-mean)/(std + {'db':1e-2, 'log':1e-3}.get(self.scale, 1e-5))
@@ -478,30 +480,42 @@ def fit(self:FrontEnd,
     for b in batches:
         b = b[0] if isinstance(b, (tuple,list)) else b
         x,lens,_ = self.to(b.device)._prepared(b)
-        x = self.features(x, lens)
-        m = torch.ones_like(x[:,:1,:1]) if lens is None else valid_mask(x, self.n_frames(lens))
-        x = (x.double()*m).unflatten(1, (self.deltas+1, -1))
+        with _float32(x.device.type): x = self.features(x, lens)
+        x = x.cpu().double()                      # Not every device has numbers that long
+        x = x.unflatten(1, (self.deltas+1, -1))   # (B,1+deltas,C,F,T)
+        m = torch.ones_like(x[:,:1,:1,:1]) if lens is None else valid_mask(x, self.n_frames(lens))
+        x = x*m
         n,s,s2 = n + m.sum()*x.shape[2], s + x.sum((0,2,4)), s2 + x.square().sum((0,2,4))
     if not n: raise AudioError("got no batches to fit the front end on, expected at least one")
-    self.mean.copy_((s/n)[...,None])
-    self.std.copy_((s2/n-(s/n).square()).clamp(min=1e-6).sqrt()[...,None])
+    self.mean.copy_((s/n).float()[...,None])
+    self.std.copy_((s2/n-(s/n).square()).clamp(min=1e-6).sqrt().float()[...,None])
     return self
+
+# %% ../nbs/02_spectrogram.ipynb #a082473d
+def _float32(device):
+    "Leave mixed precision, where it is on"
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+@patch
+def _apply(self:FrontEnd, fn, recurse=True):
+    "What `to`, `half`, `cuda` and the like do to each buffer: `fn` may move it, its numbers stay"
+    def _moved(o):
+        res = fn(o)
+        return res if res.dtype==o.dtype else o.to(res.device)
+    return nn.Module._apply(self, _moved, recurse)
 
 # %% ../nbs/02_spectrogram.ipynb #59bc6ae6
 @patch
 def _prepared(self:FrontEnd, wav, lens=None):
-    "`wav` as a plain float tensor `(B,C,T)`, its lengths `(B,)` or None, and whether it was an item"
+    "`wav` as a plain float tensor `(B,C,T)` where the front end is, its lengths `(B,)` or None, and whether it was an item"
     sr,lens = getattr(wav, 'sr', None),getattr(wav, 'lens', None) if lens is None else lens
     if sr not in (None, self.sr):
         raise AudioError(f"got audio at {sr} Hz, expected {self.sr} Hz: `resample` it, or build the front end with sr={sr}")
-    x = wav.as_subclass(torch.Tensor).float()
+    x = wav.as_subclass(torch.Tensor).float().to(self.window.device)
     if x.ndim not in (2,3) or not x.numel(): raise AudioError(f"got audio of shape {tuple(x.shape)}, expected (B,C,T) or (C,T), none of them 0")
     if lens is not None: lens = torch.as_tensor(lens, device=x.device).view(-1)
     return (x[None],lens,True) if x.ndim==2 else (x,lens,False)
-
-def _float32(device):
-    "Leave mixed precision, where it is on"
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 @patch
 def _typed(self:FrontEnd, x, lens):
@@ -613,8 +627,9 @@ def spec2wav(
     x = spec.as_subclass(torch.Tensor)
     x = front_end._unscale(x[None] if spec.ndim==3 else x)
     if front_end.mel is not None: x = inverse_mel(x, front_end.mel.T)
-    mag = x.flatten(0,1).pow(1/front_end.power)
-    wav = griffin_lim(mag, front_end.hop, front_end.window, n_iter).unflatten(0, x.shape[:2])
+    mag = x.flatten(0,1).pow(1/front_end.power)                        # (B*C,n_fft//2+1,frames)
+    wav = griffin_lim(mag, front_end.hop, front_end.window, n_iter)    # (B*C,T)
+    wav = wav.unflatten(0, x.shape[:2])                                # (B,C,T)
     lens = getattr(spec, 'lens', None)
     if lens is not None: lens = (lens-1)*front_end.hop
     return AudioTensor(wav[0] if spec.ndim==3 else wav, sr=front_end.sr, lens=lens)

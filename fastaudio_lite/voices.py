@@ -9,7 +9,7 @@ __all__ = ['TrimSilence', 'cepstra', 'stretches', 'TimeNet', 'StretchNet', 'Vote
 import torch, torch.nn as nn, torch.nn.functional as F
 from fasttransform import Transform
 
-from .audio import AudioTensor, trim_silence
+from .audio import AudioTensor, trim_silence, valid_mask
 from .augment import SpecStretch, TimeMask, aug_tfms
 from .classifier import AudioCNN
 from .layers import ConvBlock, frames
@@ -34,9 +34,9 @@ def cepstra(
 )->torch.Tensor: # Coefficients, slopes, curvatures `(B,C,3*n_mfcc,T)`: each row of each clip has mean 0 and spread 1
     "What is left of a voice without its pitch and its microphone"
     lens = torch.full((len(spec),), spec.shape[-1], device=spec.device) if lens is None else lens.to(spec.device)
-    n,c = lens.view(-1,1,1,1),mfcc(spec, n_mfcc)
-    x = torch.cat([c, *(deltas(c, o, lens=n) for o in (1,2))], 2)
-    mask = (torch.arange(x.shape[-1], device=x.device) < n).to(x.dtype)
+    n,c = lens.view(-1,1,1,1),mfcc(spec, n_mfcc)                       # (B,C,n_mfcc,T)
+    x = torch.cat([c, *(deltas(c, o, lens=n) for o in (1,2))], 2)      # (B,C,3*n_mfcc,T)
+    mask = valid_mask(x, lens).to(x.dtype)
     x = (x - (x*mask).sum(-1, keepdim=True)/n)*mask
     return x/(x.square().sum(-1, keepdim=True)/n + 1e-4).sqrt()
 
@@ -47,9 +47,10 @@ def stretches(
     k:int, # Stretches
 )->torch.Tensor: # Weights `(B,k,T)`, each row sums to 1
     "Triangular windows that share out each clip"
-    t = (torch.arange(T, device=lens.device)+0.5)/lens[:,None]*k                # place in the clip, 0 to k
-    mid = torch.arange(k, device=lens.device)[:,None]+0.5
-    w = (1 - (t[:,None].clamp(0.5, k-0.5) - mid).abs()).clamp(min=0)*(t<k)[:,None]
+    t = (torch.arange(T, device=lens.device)+0.5)/lens[:,None]*k                # (B,T): place in the clip, 0 to k
+    mid = torch.arange(k, device=lens.device)[:,None]+0.5                       # (k,1)
+    w = (1 - (t[:,None].clamp(0.5, k-0.5) - mid).abs()).clamp(min=0)            # (B,k,T)
+    w = w*valid_mask(w, lens)
     return w/w.sum(-1, keepdim=True).clamp(min=1e-6)
 
 # %% ../nbs/09_voices.ipynb #85ca10c2
@@ -112,11 +113,13 @@ class VoteNet(nn.Module):
     )->torch.Tensor: # Scores `(B,n_out)`
         "Mean log-probability of each class's states where they are due"
         x,lens = self.body(x, lens)
-        lp = self.head(self.drop(x)).log_softmax(1).unflatten(1, (-1,self.k))         # (B,n_out,k,T)
+        lp = self.head(self.drop(x)).log_softmax(1)                                  # (B,n_out*k,T)
+        lp = lp.unflatten(1, (-1,self.k))                                            # (B,n_out,k,T)
         t,n = torch.arange(lp.shape[-1], device=x.device)+0.5,lens[:,None]
         due = (t/n*self.k).long().clamp(max=self.k-1)                                # (B,T)
-        mine = lp.gather(2, due[:,None,None].expand(-1, lp.shape[1], 1, -1))[:,:,0]  # (B,n_out,T)
-        return (mine*(t<n)[:,None]).sum(-1)/n
+        due = due[:,None,None].expand(-1, lp.shape[1], 1, -1)                        # (B,n_out,1,T)
+        mine = lp.gather(2, due)[:,:,0]                                              # (B,n_out,T)
+        return (mine*valid_mask(mine, lens)).sum(-1)/n
 
 # %% ../nbs/09_voices.ipynb #5e900175
 class CommitteeLoss:

@@ -369,7 +369,11 @@ def test_splice():
     splice = Splice(tokens, p=1.)
     assert splice(clip, split_idx=0)[0] is clip[0] # no words yet
     splice.bank = [([('a', word(1.)), ('b', word(2.))], [1.,9.]), ([('c', word(3.))], [1.])]
-    said = [splice(clip, split_idx=0) for _ in range(40)]
+    def drawn(seed):
+        torch.manual_seed(seed)
+        return [splice(clip, split_idx=0) for _ in range(40)]
+    said = drawn(0)
+    assert all(torch.equal(a, b) for a,b in zip([ids for _,ids in said], [ids for _,ids in drawn(0)])) # A seed repeats a run
     for wav,ids in said:
         words = tokens.decode(ids.tolist()).split()
         assert wav.shape==(1,4000) and len(words)==5 and set(words) in ({'a'},{'b'},{'a','b'},{'c'})

@@ -6,7 +6,7 @@
 __all__ = ['step_dur', 'Transcriber', 'speech_chunks', 'Transcript', 'captions', 'Splice', 'find_words', 'alphabet', 'train_asr']
 
 # %% ../../nbs/17_transcribe.ipynb #bfd3b890
-import copy, random, warnings
+import copy, warnings
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +18,9 @@ from fasttransform import ItemTransform
 from .ctc import LogProbs, cut_words, log_probs, quietest, steps_needed, word_spans
 from ..audio import AudioError, AudioTensor, AudioWarning, audio_windows, dur2n, is_silent
 from ..classifier import heard
-from ..kinds import PretrainedError, Saved, Span, check_range, check_types, name_in, network, networks
+from ..kinds import PretrainedError, Saved, Span, check_range, name_in, network, networks
 from ..spectrogram import FrontEnd
 from ..text import Tokens
-
 
 # %% ../../nbs/17_transcribe.ipynb #c69c377c
 class Transcriber(Saved):
@@ -225,10 +224,11 @@ class Splice(ItemTransform):
         self.tokens,self.p,self.bank = tokens,p,[]
 
     def encodes(self, o):
-        if not self.bank or random.random()>self.p: return o
-        (words,weights),left,said = random.choice(self.bank),o[0].dur,[]
+        if not self.bank or torch.rand(())>self.p: return o
+        words,weights = self.bank[torch.randint(len(self.bank), ())]
+        left,said = o[0].dur,[]
         while left>0:
-            said += random.choices(words, weights)
+            said.append(words[torch.tensor(weights).multinomial(1)])
             left -= said[-1][1].dur
         ids = self.tokens.encode(' '.join(t for t,_ in said))
         return torch.cat([_faded(w) for _,w in said], -1),type(o[1])(torch.tensor(ids))

@@ -479,7 +479,7 @@ class _AnyTfm(_Old, AudioAug):
     def encodes(self, x:Spec): return self._apply_to(x, 4)
     def _apply_to(self, x, ndim):
         self.ndim = ndim
-        return self._apply(x)
+        return self.change(x)
 
 def _rand_start(n, train):
     "A place from 0 to `n`: random in training, else the middle"
@@ -512,7 +512,7 @@ class RemoveSilence(_WavTfm):
         if remove_type not in [None, *RemoveType]: raise ValueError(f"got remove_type={remove_type!r}, expected a RemoveType or None")
         self.remove_type,self.threshold,self.pad_ms = remove_type,threshold,pad_ms
 
-    def _apply(self, x):
+    def change(self, x):
         if self.remove_type is None: return x
         if self.remove_type==RemoveType.Trim: return AudioTensor(trim_silence(x, self.threshold, self.pad_ms))
         hop,pad = dur2n(0.005, x.sr),dur2n(self.pad_ms/1000, x.sr)
@@ -527,7 +527,7 @@ class Resample(_WavTfm):
     ):
         super().__init__()
         self.sr_new = sr_new
-    def _apply(self, x): return AudioTensor(resample(x, self.sr_new))
+    def change(self, x): return AudioTensor(resample(x, self.sr_new))
 
 # %% ../../nbs/07_migrate.ipynb #4faebc74
 class AudioPadType(Enum):
@@ -543,12 +543,12 @@ class ResizeSignal(_WavTfm):
     ):
         super().__init__()
         self.duration,self.pad_mode = duration,AudioPadType(pad_mode)
-    def _apply(self, x): return _fit(x, dur2n(self.duration/1000, x.sr), self.pad_mode, self.train)
+    def change(self, x): return _fit(x, dur2n(self.duration/1000, x.sr), self.pad_mode, self.train)
 
 class DownmixMono(_WavTfm):
     "The mean of the channels"
     split_idx = None
-    def _apply(self, x): return to_mono(x)
+    def change(self, x): return to_mono(x)
 
 # %% ../../nbs/07_migrate.ipynb #9ab59287
 def shift_signal(
@@ -678,7 +678,7 @@ class CropTime(_SpecTfm):
     ):
         super().__init__()
         self.duration,self.pad_mode = duration,pad_mode
-    def _apply(self, x):
+    def change(self, x):
         n = dur2n(self.duration/1000, x.sr)//x.hop + 1
         return _fit(x, n, AudioPadType(self.pad_mode), self.train)
 
@@ -691,7 +691,7 @@ class TfmResize(_SpecTfm):
     ):
         super().__init__()
         self.size,self.interp_mode = (size,size) if isinstance(size, int) else tuple(size),interp_mode
-    def _apply(self, x):
+    def change(self, x):
         b = x.as_subclass(torch.Tensor).reshape(-1, *x.shape[-3:])
         align = False if self.interp_mode in ('bilinear','bicubic') else None
         b = F.interpolate(b, self.size, mode=self.interp_mode, align_corners=align)
@@ -773,7 +773,7 @@ class Delta(_SpecTfm):
     ):
         super().__init__()
         self.width = width
-    def _apply(self, x):
+    def change(self, x):
         b = x.as_subclass(torch.Tensor)
         return _like(torch.stack([b]+[deltas(b, o, self.width, 'interp') for o in (1,2)], -3).flatten(-4, -3), x)
 
@@ -790,7 +790,7 @@ class DeltaGPU(_SpecTfm):
         h = self.width//2
         b = F.pad(x.reshape(-1, x.shape[-1]), (h,h), mode=self.mode)
         return deltas(b, width=self.width)[:, h:-h].view(x.shape)
-    def _apply(self, x):
+    def change(self, x):
         b = x.as_subclass(torch.Tensor)
         d = self._slope(b)
         return _like(torch.cat([b, d, self._slope(d)], -3), x)
