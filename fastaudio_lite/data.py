@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['audio_collate', 'AudioCache', 'OpenAudio', 'CropAudio', 'RandomPiece', 'AudioDL', 'AudioBlock', 'find_front_end',
            'clip_durs', 'audio_grid', 'show_batch', 'show_results', 'plot_top_losses', 'hear_batch', 'hear_top_losses',
-           'read_table', 'find_file', 'read_split', 'read_labels', 'check_distinct', 'AudioDataLoaders']
+           'read_table', 'find_file', 'read_split', 'read_labels', 'check_distinct', 'Pair', 'AudioDataLoaders']
 
 # %% ../nbs/04_data.ipynb #940de612
-import hashlib, io, os, uuid, warnings
-from functools import partial
+import codecs, csv, hashlib, io, os, unicodedata, uuid, warnings
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -17,17 +17,17 @@ import torch.nn.functional as F
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL, TfmdLists
 from fastai.data.load import fa_collate
-from fastai.data.transforms import Categorize, ColReader, ColSplitter, GrandparentSplitter, ItemGetter
-from fastai.data.transforms import RandomSplitter, RegexLabeller, parent_label
+from fastai.data.transforms import Categorize, ColReader, EncodedMultiCategorize, ItemGetter, RandomSplitter, RegexLabeller
 from fastai.interpret import Interpretation
 from fastai.torch_core import subplots
 from IPython.display import display
+from torch.utils.data._utils.collate import default_collate_fn_map
 from fastcore.all import L, delegates, ifnone, is_listy, patch
 from fasttransform import Transform, DisplayedTransform
 from plum import dispatch
 
 from .audio import AudioError, AudioTensor, AudioWarning, audio_extensions, dur2n
-from .audio import _audio_names, audio_info, get_audio_files, load_audio, pad_audio
+from .audio import audio_info, get_audio_files, load_audio, pad_audio
 from .datasets import settings
 from .spectrogram import AudioSpectrogram, AudioToSpec, FrontEnd
 
@@ -41,11 +41,15 @@ def _one_kind(wavs):
         "give mono=True, and channels are mixed")
     return wavs
 
+def _stack(wavs, *, collate_fn_map=None): return pad_audio(_one_kind(wavs))
+
+default_collate_fn_map[AudioTensor] = _stack
+
 def audio_collate(
     samples:list, # Tuples as a fastai data set gives them: a clip `(C,T)`, then targets
 )->tuple: # The batch: an `AudioTensor (B,C,T)` with `lens`, then targets
     "Collate `samples`, padding clips to the longest; raises `AudioError` where rates or channels differ"
-    def _col(xs): return pad_audio(_one_kind(xs)) if isinstance(xs[0], AudioTensor) else fa_collate(xs)
+    def _col(xs): return _stack(xs) if isinstance(xs[0], AudioTensor) else fa_collate(xs)
     return tuple(_col(list(xs)) for xs in zip(*samples))
 
 # %% ../nbs/04_data.ipynb #33e7c3e4
@@ -236,9 +240,9 @@ def front_end(self:DataLoaders)->FrontEnd: # The one that training uses
     return fe
 
 # %% ../nbs/04_data.ipynb #3e94de8b
-def _items(tl):
-    "The items of `tl`, which may be the rows of a table"
-    return [getattr(tl.items, 'iloc', tl.items)[i] for i in range(len(tl.items))]
+def _rows_of(items):
+    "A list of `items`, which may be the rows of a table"
+    return [getattr(items, 'iloc', items)[i] for i in range(len(items))]
 
 def _unopened(tl, o):
     "What the item `o` of `tl` is before it is opened: a path most often"
@@ -251,7 +255,7 @@ def clip_durs(
     ds, # Data set of a loader, sound first
 )->list: # s
     "Duration of each clip, from the file's header where there is a file"
-    clips = [_unopened(ds.tls[0], o) for o in _items(ds.tls[0])]
+    clips = [_unopened(ds.tls[0], o) for o in _rows_of(ds.tls[0].items)]
     return [audio_info(o).dur if isinstance(o, (str,Path)) else load_audio(o).dur for o in clips]
 
 # %% ../nbs/04_data.ipynb #01d7a288
@@ -353,6 +357,226 @@ def hear_top_losses(
         o = items.iloc[i] if hasattr(items, 'iloc') else items[i]
         print(f"{_file_name(x, o)}: {_name(y.decode(y.tfms(o)))}")
         display(x.tfms(o).hear(max_dur))
+
+# %% ../nbs/04_data.ipynb #d512d8c6
+_delimiters = {',':'comma', '\t':'tab', ';':'semicolon', '|':'bar'}
+
+def _file_text(fn, what):
+    "What is written in `fn`: UTF-8, or UTF-16 with its mark"
+    raw = fn.read_bytes()
+    try: text = raw.decode('utf-16' if raw[:2] in (codecs.BOM_UTF16_LE,codecs.BOM_UTF16_BE) else 'utf-8-sig')
+    except UnicodeDecodeError as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected {what} in UTF-8: save it as that") from e
+    if '\0' in text: raise ValueError(f"got {fn}, which cannot be read (it is no text), expected {what} in UTF-8")
+    return text
+
+def _rows(text, delimiter):
+    "Pairs of a row's first line and its cells, without the spaces around them, of all rows that hold something"
+    r,line = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True),1
+    for cells in r:
+        cells = [o.strip() for o in cells]
+        if any(cells): yield line,cells
+        line = r.line_num+1
+
+def _delimiter(text):
+    "What divides the first line of `text`"
+    first = next((o for o in text.splitlines() if o.strip()), '')
+    return next((o for o in _delimiters if len(next(csv.reader([first], delimiter=o)))>1), ',')
+
+# %% ../nbs/04_data.ipynb #99987ef0
+def _check_names(fn, names, cols):
+    "Raise where the column names of the table `fn` lack one of `cols`, or have one twice"
+    if miss := sorted(set(cols)-set(names)): raise ValueError(f"got {fn} with the columns {names}, expected {' and '.join(miss)} too: name them in the first line")
+    twice = [o for i,o in enumerate(names) if o and o in names[:i]]
+    if twice: raise ValueError(f"got {fn} with the column {twice[0]!r} twice, expected each name once")
+
+def _even(fn, rows, n, delimiter):
+    "Cells of `rows`, each `n` long"
+    for line,cells in rows:
+        if any(cells[n:]): raise ValueError(f"got more cells than columns in line {line} of {fn}, expected quotes around a text that has a {_delimiters.get(delimiter, 'delimiter')}")
+        yield cells[:n] + ['']*(n-len(cells))
+
+def read_table(
+    fn:str|Path, # Csv file in UTF-8
+    *cols:str, # Columns that must be there
+    delimiter:str|None=None, # Between cells; None: comma, tab, semicolon or bar, whichever divides the first line
+    header:int|None=0, # Row of the columns' names; None: there is none, and they are numbers
+)->pd.DataFrame: # All of it text; the index is the line in the file
+    "The table in `fn`; raises `FileNotFoundError`, or `ValueError` for one that cannot be used"
+    fn,what = Path(fn).expanduser(),'a csv file' + (f" with the columns {' and '.join(cols)}" if cols else '')
+    if not fn.is_file(): raise FileNotFoundError(f"got {fn}, expected {what}: {'this is a folder' if fn.is_dir() else 'no such file'}")
+    text = _file_text(fn, what)
+    delimiter = delimiter or _delimiter(text)
+    try: rows = list(_rows(text, delimiter))
+    except csv.Error as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected {what}: is a quote not closed?") from e
+    if not rows: raise ValueError(f"got {fn}, which cannot be read (it is empty), expected {what}")
+    names,rows = (rows[header:][:1],rows[header+1:]) if header is not None else ([(0,list(range(max(len(c) for _,c in rows))))],rows)
+    if not rows: raise ValueError(f"got {fn} without a row, expected a row for each recording")
+    names = names[0][1]
+    _check_names(fn, names, cols)
+    return pd.DataFrame(_even(fn, rows, len(names), delimiter), columns=names, index=pd.Index([o for o,_ in rows], name='line'), dtype=str)
+
+# %% ../nbs/04_data.ipynb #dccb0de7
+def _nfc(o): return unicodedata.normalize('NFC', str(o).strip())
+
+def _clean(y):
+    "The label `y`, or several: text composed, without spaces around it and without empty ones"
+    if isinstance(y, str): return _nfc(y)
+    return [o for o in map(_clean, y) if not isinstance(o, str) or o] if isinstance(y, (list,tuple,set,L,np.ndarray)) else y
+
+def find_file(
+    folder:str|Path, # Where `name` starts from, unless it starts at the root
+    name:str, # As it is written in a table
+)->str: # The path, with slashes and accents as they are on the disk if the file is found so
+    "The file that a table names"
+    for o in (name, name.replace('\\', '/')):
+        path = Path(os.path.join(folder, o))
+        if path.exists(): return str(path)
+        spelt = Path(path.anchor)
+        for p in path.parts[bool(path.anchor):]:
+            forms = [spelt/q for q in (p, _nfc(p), unicodedata.normalize('NFD', p))]
+            spelt = next((q for q in forms if q.exists()), forms[0])
+        if spelt.exists(): return str(spelt)
+    return os.path.join(folder, name)
+
+# %% ../nbs/04_data.ipynb #d4f445c4
+_known = (dict.fromkeys(('1','1.0','yes','true'), 'valid') | dict.fromkeys(('0','0.0','no','false','','nan','none','<na>'), 'train'),
+    dict(train='train', valid='valid', test='test'))
+
+def read_split(
+    values:list, # A cell each: yes or no, 1 or 0, or the words train, valid and test
+    name:str='split', # The column's name, for messages
+)->list: # 'train', 'valid' or 'test' for each
+    "What a column says of which rows are held out; raises `ValueError` for folds, and for other words"
+    words = [str(o).strip().lower() for o in values]
+    lost = [[o for o in words if o not in known] for known in _known]
+    for known,o in zip(_known, lost):
+        if not o: return [known[w] for w in words]
+    if all(o.removesuffix('.0').isdigit() for o in words): raise ValueError(f"got the folds {', '.join(sorted(set(words))[:5])} in the column {name!r}, "
+        f"expected yes or no: choose one to hold out, as df.assign(valid=df[{name!r}]==1) does")
+    raise ValueError(f"got {min(lost, key=len)[0]!r} in the column {name!r}, expected train, valid or test, or else yes or no, in each row")
+
+def _splits(sides):
+    "Positions of the training and the held-out rows; warns where some are for the test"
+    tr,va,te = ([i for i,o in enumerate(sides) if o==k] for k in ('train','valid','test'))
+    if te: warnings.warn(f"got {len(te)} of {len(sides)} rows for the test: they are neither learnt from nor measured on here", AudioWarning)
+    return tr,va
+
+# %% ../nbs/04_data.ipynb #53ee9b9b
+def _class_of(tops, fn):
+    "The class of the file `fn`: the first folder below one of `tops`, or the one that it lies in"
+    inner = next((Path(fn).relative_to(o).parts for o in tops if Path(fn).is_relative_to(o)), ())
+    return inner[0] if len(inner)>1 else Path(fn).parent.name
+
+def _class_folders(tops):
+    "Files in the class folders in `tops`; raises where one holds no audio, warns of clips that lie elsewhere"
+    files = []
+    for top in tops:
+        for d in sorted(o for o in top.iterdir() if o.is_dir() and o.name[0]!='.'):
+            files += (fs := get_audio_files(d))
+            if not fs and d.name!='models': raise ValueError(f"got the class folder {d} with no audio in it: put clips there, or move it")
+        loose = get_audio_files(top, recurse=False)
+        if loose and not files: raise ValueError(f"got {top} without folders in it, which makes one class at most, expected a folder of sounds for each: {top/'dog'}, {top/'cat'}, ...")
+        if loose: warnings.warn(f"got {len(loose)} sounds that lie in no class folder, such as {loose[0]}: left out", AudioWarning)
+    deep = next((o for o in files for top in tops if o.is_relative_to(top) and len(o.relative_to(top).parts)>2), None)
+    if deep: warnings.warn(f"got folders within class folders, such as that of {deep}, which counts as {_class_of(tops, deep)}: a class is the first folder", AudioWarning)
+    return files
+
+def _tops(path, *names):
+    "The folders in `path` that hold class folders: those of `names` that are there, or itself"
+    return [o for o in (path/k for k in names) if o.is_dir()] or [path]
+
+# %% ../nbs/04_data.ipynb #c4631106
+def _no_gaps(df, cols, fn=None):
+    "`df`; `ValueError` for empty cells in `cols`"
+    for c in cols:
+        gaps = [i for i,o in enumerate(df[c]) if _is_gap(o)]
+        where = f"line {df.index[gaps[0]]}" if gaps and df.index.name=='line' else f"row {gaps[0]}" if gaps else ''
+        if gaps: raise ValueError(f"got {len(gaps)} empty cells in the column {c!r}{f' of {fn}' if fn else ''} (first in {where}), "
+            "expected a value for every clip: fill them, or drop the rows")
+    return df
+
+def _is_gap(o): return o is None or (not o.strip() if isinstance(o, str) else pd.api.types.is_scalar(o) and bool(pd.isna(o)))
+
+# %% ../nbs/04_data.ipynb #5d26ab8d
+def _folder_labels(path):
+    "The table of the sounds in class folders"
+    tops = _tops(path, 'train', 'valid')
+    if len(tops)<2: tops = [path]
+    files = _class_folders(tops)
+    if not files: raise ValueError(f"got no sounds in {path}, expected a folder of sounds for each class: {path/'dog'}, {path/'cat'}, ...")
+    df = pd.DataFrame(dict(file=list(map(str, files)), label=[_nfc(_class_of(tops, o)) for o in files]))
+    return df.assign(split=[Path(o).relative_to(path).parts[0] for o in df.file]) if len(tops)>1 else df
+
+def _table_labels(fn):
+    "The table in `fn`, its files found and its labels clean"
+    df = _no_gaps(read_table(fn, 'file', 'label'), ['file','label'], fn)
+    said = [o for o in ('valid','split') if o in df]
+    if len(said)>1: raise ValueError(f"got the columns valid and split in {fn}, expected one of them: remove the other")
+    if 'fold' in df and not said: raise ValueError(f"got the column fold in {fn}, expected valid, with a yes where a row is held out: choose a fold, or remove the column")
+    df = df.assign(file=[find_file(fn.parent, o) for o in df.file], label=df.label.map(_nfc))
+    lost = [o for o in df.file if not os.path.isfile(o)]
+    if lost: raise FileNotFoundError(f"got {fn} with {len(lost)} of {len(df)} files missing, the first is {lost[0]}: names start from the table's folder")
+    return df[['file','label']].assign(**({'split':read_split(df[said[0]], said[0])} if said else {}))
+
+def read_labels(
+    source:str|Path, # Folder with a folder of sounds for each class (or with `train` and `valid` that have these), or a csv file: file,label[,valid or split]
+)->pd.DataFrame: # Columns `file, label`, and `split` where the source says what is held out
+    "Labelled sounds; raises `FileNotFoundError` or `ValueError` for what cannot be used"
+    src = Path(source).expanduser()
+    if not src.exists(): raise FileNotFoundError(f"got {src}, expected a folder of class folders or a csv file: check its name")
+    if src.is_dir(): return _folder_labels(src)
+    if src.suffix.lower() not in ('.csv','.tsv','.txt'): raise ValueError(f"got the file {src}, expected a folder of class folders or a csv file")
+    return _table_labels(src)
+
+# %% ../nbs/04_data.ipynb #72e80ccd
+def _middle(fn, n=4096):
+    "Some bytes from the middle of `fn`, which tell most sounds apart"
+    with open(fn, 'rb') as f:
+        f.seek(os.stat(fn).st_size//2)
+        return f.read(n)
+
+def _whole(fn):
+    "A digest of all of `fn`"
+    res = hashlib.sha1()
+    with open(fn, 'rb') as f:
+        for o in iter(partial(f.read, 2**20), b''): res.update(o)
+    return res.digest()
+
+# %% ../nbs/04_data.ipynb #a0e5c7f8
+def _alike(idx, key):
+    "Those groups of `idx` of two or more that have one `key`"
+    res = {}
+    for i in idx: res.setdefault(key(i), []).append(i)
+    return [o for o in res.values() if len(o)>1]
+
+def _copies(files):
+    "Groups of positions in `files` with the same content; what is no file is passed over"
+    at = {i:os.stat(o) for i,o in enumerate(files) if isinstance(o, (str,Path)) and os.path.isfile(o)}
+    names = {(s.st_dev,s.st_ino):files[i] for i,s in at.items()}
+    seen = {f:cache(lambda o, f=f: f(names[o])) for f in (_middle,_whole)}
+    groups = _alike(at, lambda i: at[i].st_size)
+    for f in seen.values(): groups = [g for o in groups for g in _alike(o, lambda i: f((at[i].st_dev,at[i].st_ino)))]
+    return groups
+
+# %% ../nbs/04_data.ipynb #9ac365a0
+def _said_of(y): return tuple(sorted(map(str, y))) if isinstance(y, (list,tuple,set)) else y
+
+def check_distinct(
+    files:list, # Sounds; those that are no files are not looked at
+    splits:list, # Positions of the training and of the held-out ones
+    labels:list|None=None, # What each is called; None: not asked
+):
+    "Raise `ValueError` where a recording has two different labels; warn where one is on both sides of the split"
+    groups,tr,va = _copies(files),set(map(int, splits[0])),set(map(int, splits[1]))
+    for i,j in ((g[0],k) for g in groups for k in g if labels is not None):
+        if _said_of(labels[i])!=_said_of(labels[j]): raise ValueError(f"got {files[i]} labelled {labels[i]!r} and {files[j]} labelled {labels[j]!r}, "
+            "which is the same recording, expected one label: correct it, or leave both out")
+    both = [g for g in groups if tr & set(g) and va & set(g)]
+    if not both: return
+    a,b = (next(i for i in both[0] if i in o) for o in (tr, va))
+    n = len([i for g in both for i in g if i in va])
+    warnings.warn(f"got {n} of {len(va)} held-out recordings in the training too, such as {files[b]}, which is {files[a]}: "
+        "what is measured on them says nothing of new sounds, so leave copies out", AudioWarning)
 
 # %% ../nbs/04_data.ipynb #1e1ab31e
 _delimiters = {',':'comma', '\t':'tab', ';':'semicolon', '|':'bar'}
@@ -1207,7 +1431,28 @@ def check_distinct(
         "what is measured on them says nothing of new sounds, so leave copies out", AudioWarning)
 
 # %% ../nbs/04_data.ipynb #f12a6aa5
-def _split(splitter, items):
+def _is_classes(y_block):
+    "Is the target of `y_block` a class, or several?"
+    return any(isinstance(t, Categorize) for t in (y_block() if callable(y_block) else y_block).type_tfms)
+
+def _check_given(xs, ys):
+    "`ValueError` where a label of the sounds `xs` is missing, or where some are text and some are not"
+    gaps = [i for i,y in enumerate(ys) if _is_gap(y)]
+    if gaps: raise ValueError(f"got no label for {len(gaps)} of {len(ys)} sounds (first for number {gaps[0]}, {str(xs[gaps[0]])[:80]}), expected one for each: give them, or leave these out")
+    flat = [o for y in ys for o in (y if isinstance(y, list) else [y])]
+    text,other = (next((o for o in flat if isinstance(o, str)==k), None) for k in (True,False))
+    if text is not None and other is not None: raise ValueError(f"got labels that are text and others that are not, {text!r} and {other!r}, expected one kind: make all of them text")
+
+def _look(get_x, get_y, items, splits):
+    "Raise, or warn, where sounds or labels are not as they should be; without `get_y` labels are not asked for"
+    rows = _rows_of(items)
+    xs = [get_x(o) for o in rows] if get_x else rows
+    ys = [get_y(o) for o in rows] if get_y else None
+    if ys: _check_given(xs, ys)
+    check_distinct(xs, splits, ys)
+
+# %% ../nbs/04_data.ipynb #fbe7678b
+def _split(splitter, get_x, get_y, items):
     "What `splitter` makes of `items`; `ValueError` where nothing is left to train on"
     if not len(items): raise ValueError("got no sounds, expected some: check the folder, and that the files end in one of "
         f"{' '.join(audio_extensions)}")
@@ -1215,6 +1460,7 @@ def _split(splitter, items):
     if not len(splits[0]): raise ValueError(f"got none of {len(items)} sounds for training, expected most of them: "
         "check the splitter, `valid_pct`, or the names of the folders")
     if not len(splits[1]): warnings.warn(f"got none of {len(items)} sounds for validation: nothing will measure the training", AudioWarning)
+    _look(get_x, get_y, items, splits)
     return splits
 
 def _check_labels(dls):
@@ -1230,25 +1476,63 @@ def _check_labels(dls):
     return dls
 
 # %% ../nbs/04_data.ipynb #5dcbc92d
-def _check_folders(path, folders):
-    "Raise where none of `folders` is in `path`, or where a class folder holds no audio"
-    roots = [Path(path)/f for f in folders or ['']]
-    if folders and Path(path).is_dir() and not any(r.is_dir() for r in roots):
-        raise ValueError(f"got {path} without {' and '.join(folders)}, expected these folders: "
-            "name them with `train` and `valid`, or give valid_pct=0.2 for a random split")
-    for d in [d for r in roots if r.is_dir() for d in sorted(r.iterdir()) if d.is_dir() and d.name[0]!='.' and d.name!='models']:
-        if next(_audio_names(d), None) is None: raise ValueError(f"got the class folder {d} with no audio in it: put clips there, or move it")
+def _found(get_tops, path):
+    "Sounds in the class folders of `path`"
+    if not Path(path).is_dir(): raise FileNotFoundError(f"got {path}, expected an existing folder with sound files: check its name")
+    return L(_class_folders(get_tops(Path(path))))
 
+def _named(names, path):
+    "The folders `names` in `path`, for the training and for the validation"
+    if not any((path/o).is_dir() for o in names): raise ValueError(f"got {path} without {' and '.join(names)}, expected these folders: "
+        "name them with `train` and `valid`, or give valid_pct=0.2 for a random split")
+    return _tops(path, *names)
+
+def _by_folder(path, train, valid, items):
+    "Positions of the items in the folder `train` of `path`, and in `valid`"
+    return [[i for i,o in enumerate(items) if Path(o).is_relative_to(Path(path)/k)] for k in (train,valid)]
+
+# %% ../nbs/04_data.ipynb #604c9e24
 class _Bare(Transform):
     "`f` of an item, or of a path's name; a pipeline would take the annotations of `f` for types, and could not pickle a partial"
     def __init__(self, f, name=False): self.f,self.name_only = f,name
     def __call__(self, o, **kwargs): return self.f(Path(o).name if self.name_only else o)
 
+class _Label(_Bare):
+    "`f` of an item, cleaned"
+    def __call__(self, o, **kwargs): return _clean(self.f(o))
+
+class Pair(tuple): "A sound and its label or text; a type of its own, since `(array, sr)` is a tuple too"
+
 # %% ../nbs/04_data.ipynb #8dc021f0
+def _listed(o): return list(o) if isinstance(o, (np.ndarray,pd.Series,pd.Index)) else o
+
 class AudioDataLoaders(DataLoaders):
     "`DataLoaders` of labelled sound, with the constructors that `ImageDataLoaders` has"
     @classmethod
     @delegates(DataLoaders.from_dblock)
+    def from_dblock(cls,
+        dblock, # With an `AudioBlock`
+        source, # What its getters read
+        path:str|Path='.', # Where a `Learner` keeps its files
+        **kwargs
+    )->DataLoaders: # Of this class
+        "Loaders from a `DataBlock` of one's own"
+        dls = dblock.dataloaders(source, path=path, **kwargs)
+        return cls(*dls.loaders, path=path, device=dls.device)
+
+    def test_dl(self,
+        test_items, # Sounds, in a list, an array or a Series; with labels as pairs, rows of a table, or whatever the loaders were made from
+        with_labels:bool=False, # With their labels?
+        **kwargs
+    ): # A loader like the validation one, in the order of the items
+        "Other sounds, prepared as those for validation"
+        test_items = _listed(test_items)
+        first = next(iter(self.valid_ds.items), None)
+        if with_labels and isinstance(first, Pair): test_items = L(Pair(o) for o in test_items)
+        return super().test_dl(test_items, with_labels=with_labels, **kwargs)
+
+    @classmethod
+    @delegates(from_dblock, but=['dblock'])
     def from_source(cls,
         source, # What the getters read: a folder, a list, a data frame
         y_block, # Block of the target, such as `CategoryBlock`
@@ -1270,9 +1554,10 @@ class AudioDataLoaders(DataLoaders):
         "Labelled sound from anywhere; `ValueError` for no sounds or one class, `FileNotFoundError` for missing files"
         sr = sr or getattr(front_end, 'sr', None) or settings().sr
         if front_end is True: front_end = FrontEnd(sr=sr)
-        if not isinstance(get_y, (Transform,type(None))): get_y = _Bare(get_y)
+        classes = _is_classes(y_block)
+        if get_y is not None: get_y = (_Label if classes else _Bare)(get_y)
         dblock = DataBlock((AudioBlock(sr, mono, dur, cache), y_block), get_items=get_items, get_x=get_x, get_y=get_y,
-            splitter=partial(_split, splitter), item_tfms=item_tfms,
+            splitter=partial(_split, splitter, get_x, get_y if classes else None), item_tfms=item_tfms,
             batch_tfms=L(batch_tfms) + (L(AudioToSpec(front_end)) if front_end else L()))
         if num_workers is None and cache is True: num_workers = 0
         return _check_labels(cls.from_dblock(dblock, source, path=path, num_workers=num_workers, **kwargs))
@@ -1280,27 +1565,26 @@ class AudioDataLoaders(DataLoaders):
     @classmethod
     @delegates(from_source, but=['get_items','get_x','get_y'])
     def from_folder(cls,
-        path:str|Path, # Folder with a folder for each class, or with `train` and `valid` that have
+        path:str|Path, # Folder with a folder for each class, or with `train` and `valid` that have these
         train:str='train', # Folder of the training clips
         valid:str='valid', # Folder of the validation clips
         valid_pct:float|None=None, # Share of clips kept for validation, at random; None: by folder
         seed:int|None=None, # Seed of the random split
         vocab:list|None=None, # Classes; None: the folders' names
         **kwargs
-    )->DataLoaders: # Labelled by the parent folder
-        "Sound in class folders; warns of those that hold none"
-        folders = None if valid_pct else [train, valid]
-        _check_folders(path, folders)
-        splitter = RandomSplitter(valid_pct, seed) if valid_pct else GrandparentSplitter(train, valid)
-        get_items = partial(get_audio_files, folders=folders)
-        return cls.from_source(path, CategoryBlock(vocab=vocab), splitter, get_items=get_items, get_y=parent_label,
-            path=path, **kwargs)
+    )->DataLoaders: # Labelled by the first folder below
+        "Sound in class folders; raises `ValueError` for those that hold none, warns of clips that lie elsewhere"
+        get_tops = partial(_tops if valid_pct else _named, *[] if valid_pct else [(train,valid)])
+        splitter = RandomSplitter(valid_pct, seed) if valid_pct else partial(_by_folder, path, train, valid)
+        tops = [Path(path)/train,Path(path)/valid,Path(path)]
+        return cls.from_source(path, CategoryBlock(vocab=vocab and _clean(list(vocab))), splitter, get_items=partial(_found, get_tops),
+            get_y=partial(_class_of, tops), path=path, **kwargs)
 
     @classmethod
     @delegates(from_source, but=['get_items','get_x','get_y'])
     def from_path_func(cls,
         path:str|Path, # Where a `Learner` keeps its files
-        fnames:list, # Sound files
+        fnames:list, # Sound files, in a list, an array or a Series
         label_func, # Function of a file's path to its label
         valid_pct:float=0.2, # Share of clips kept for validation, at random
         seed:int|None=None, # Seed of the random split
@@ -1310,7 +1594,7 @@ class AudioDataLoaders(DataLoaders):
     )->DataLoaders: # Labelled by their paths
         "Sound files labelled by a function of the path"
         splitter = splitter or RandomSplitter(valid_pct, seed)
-        return cls.from_source(L(fnames), y_block, splitter, get_y=label_func, path=path, **kwargs)
+        return cls.from_source(L(_listed(fnames)), y_block, splitter, get_y=label_func, path=path, **kwargs)
 
 # %% ../nbs/04_data.ipynb #2f0f7535
 @patch(cls_method=True)
@@ -1347,22 +1631,47 @@ def from_path_re(cls:AudioDataLoaders,
     return cls.from_path_func(path, fnames, RegexLabeller(pat), **kwargs)
 
 # %% ../nbs/04_data.ipynb #d60245ae
-def _col(df, c): return df.columns[c] if isinstance(c, int) else c
+def _column(df, c):
+    "The name of the column `c`, a name or a position; `ValueError` where there is none"
+    if c in df.columns: return c
+    if isinstance(c, int) and -len(df.columns)<=c<len(df.columns): c = df.columns[c]
+    elif not isinstance(c, int) or c not in df.columns: raise ValueError(f"got no column {c!r}, expected one of {', '.join(map(repr, df.columns))}: name it")
+    if c=='': raise ValueError(f"got a column without a name, expected files or labels: pandas' index? Name the columns, of {', '.join(map(repr, df.columns[1:]))}, with `fn_col` and `label_col`")
+    return c
 
-def _checked(df, fn_col, label_cols, label_delim):
-    "`df`; `ValueError` for empty cells, except that no label is allowed where there may be several"
-    if label_delim: df = df.fillna({_col(df, c):'' for c in label_cols})
-    for c in [_col(df, o) for o in L(fn_col)+L(label_cols)]:
-        if (bad := df[c].isna()).any(): raise ValueError(f"got {bad.sum()} empty cells in the column {c!r} "
-            f"(first in row {bad.to_numpy().argmax()}), expected a value for every clip: fill them, or drop the rows")
-    return df
-
-class _InFolder(Transform):
+class _FileIn(Transform):
     "The file that a row names, in `folder`; a name that begins at the root stays as it is"
-    def __init__(self, folder, read): self.folder,self.read = folder,read
-    def __call__(self, row, **kwargs): return os.path.join(self.folder, self.read(row))
+    def __init__(self, folder, col, suff): self.folder,self.col,self.suff = folder,col,suff
+    def __call__(self, row, **kwargs): return find_file(self.folder, f'{row[self.col]}{self.suff}')
+
+class _RowLabels(Transform):
+    "The labels in `cols` of a row: in one cell, in several, or the names of those with a 1"
+    def __init__(self, cols, delim, hot): self.cols,self.delim,self.hot = cols,delim,hot
+    def _cell(self, y): return y.split(self.delim) if self.delim and isinstance(y, str) else [] if self.delim and _is_gap(y) else y
+    def __call__(self, row, **kwargs):
+        if self.hot: return [o for o in self.cols if read_split([row[o]])==['valid']]
+        ys = [self._cell(row[o]) for o in self.cols]
+        return ys[0] if len(ys)==1 else [o for y in ys for o in (y if is_listy(y) else [y])]
+
+# %% ../nbs/04_data.ipynb #bb973f05
+def _numbers(col):
+    "The text of `col` as numbers, or as yes and no, where all of it is"
+    if set(col)<={'True','False'}: return col=='True'
+    try: return pd.to_numeric(col)
+    except (ValueError,TypeError): return col
+
+def _is_hot(df, cols):
+    "Are the cells of several columns all 0 or 1?"
+    return len(cols)>1 and {str(o).lower() for c in cols for o in df[c]}<={'0','1','0.0','1.0','true','false'}
+
+def _y_block(df, cols, delim, hot):
+    "The block of the labels in `cols`"
+    if hot: return MultiCategoryBlock(vocab=[_clean(str(o)) for o in cols])
+    return MultiCategoryBlock if delim or len(cols)>1 or any(map(is_listy, df[cols[0]])) else CategoryBlock
 
 # %% ../nbs/04_data.ipynb #673693f9
+def _split_by(col, df): return _splits(read_split(df[col], col))
+
 @patch(cls_method=True)
 @delegates(AudioDataLoaders.from_source, but=['get_items','get_x','get_y'])
 def from_df(cls:AudioDataLoaders,
@@ -1373,35 +1682,47 @@ def from_df(cls:AudioDataLoaders,
     fn_col:int|str=0, # Column of the file names
     folder:str|Path|None=None, # Folder of the clips within `path`
     suff:str='', # Added to the file names, such as '.wav'
-    label_col:int|str|list=1, # Column of the labels, or several
+    label_col:int|str|list=1, # Column of the labels, or several: of labels, or of 0 and 1 for the class that each is named after
     label_delim:str|None=None, # Separates several labels in one cell
-    valid_col:int|str|None=None, # Column that says which rows are for validation, instead of a random split
+    valid_col:int|str|None=None, # Column that says which rows are for validation, with yes and no, or train and valid, instead of a random split
     splitter=None, # Function of the table to training and validation indices, instead of both
     y_block=None, # Block of the target; None: by the labels
     **kwargs
 )->DataLoaders: # Labelled by the table
-    "Sound listed in a data frame; `ValueError` for empty cells"
-    df = _checked(df, fn_col, L(label_col), label_delim)
-    splitter = splitter or (RandomSplitter(valid_pct, seed) if valid_col is None else ColSplitter(valid_col))
-    y_block = y_block or (MultiCategoryBlock if label_delim or len(L(label_col))>1 else CategoryBlock)
-    get_x = _InFolder(os.path.join(path, folder or ''), ColReader(fn_col, suff=suff))
-    get_y = ColReader(label_col, label_delim=label_delim)
+    "Sound listed in a data frame; `ValueError` for empty cells and for columns that are not there"
+    fn_col,cols = _column(df, fn_col),[_column(df, o) for o in L(label_col)]
+    if len(df): _no_gaps(df, [fn_col] if label_delim else [fn_col,*cols])
+    hot = y_block is None and not label_delim and _is_hot(df, cols)
+    y_block = y_block or _y_block(df, cols, label_delim, hot)
+    if not splitter: splitter = RandomSplitter(valid_pct, seed) if valid_col is None else partial(_split_by, _column(df, valid_col))
+    get_y = _RowLabels(cols, label_delim, hot) if _is_classes(y_block) else ColReader(cols, label_delim=label_delim)
+    get_x = _FileIn(os.path.join(path, folder or ''), fn_col, suff)
     return cls.from_source(df, y_block, splitter, get_x=get_x, get_y=get_y, path=path, **kwargs)
 
 # %% ../nbs/04_data.ipynb #69dff0da
+def _wants_numbers(y_block):
+    "Is the target no text: a number, 0 and 1, or a class with a number for its name?"
+    if y_block is None: return False
+    cats = [t for t in (y_block() if callable(y_block) else y_block).type_tfms if isinstance(t, Categorize)]
+    return not cats or isinstance(cats[0], EncodedMultiCategorize) or any(not isinstance(o, str) for o in cats[0].vocab or [])
+
 @patch(cls_method=True)
 @delegates(AudioDataLoaders.from_df)
 def from_csv(cls:AudioDataLoaders,
     path:str|Path, # Folder of the table and of its clips
     csv_fname:str='labels.csv', # The table's name
     header:int|str|None='infer', # Row of the columns' names; None: there is none
-    delimiter:str=',', # Between cells
+    delimiter:str|None=None, # Between cells; None: comma, tab, semicolon or bar, whichever divides the first line
+    fn_col:int|str=0, # Column of the file names
+    label_col:int|str|list=1, # Column of the labels, or several
+    y_block=None, # Block of the target; None: by the labels
     **kwargs
 )->DataLoaders: # Labelled by the table
-    "Sound listed in the csv file `path/csv_fname`"
-    return cls.from_df(pd.read_csv(Path(path)/csv_fname, header=header, delimiter=delimiter), path=path, **kwargs)
-
-class _Pair(tuple): "A sound and its label; a type of its own, since `(array, sr)` is a tuple too"
+    "Sound listed in the csv file `path/csv_fname`, see `read_table`"
+    df = read_table(Path(path)/csv_fname, delimiter=delimiter, header=0 if header=='infer' else header)
+    text = [_column(df, fn_col),*([] if _wants_numbers(y_block) else [_column(df, o) for o in L(label_col)])]
+    for o in df.columns.difference(text, sort=False): df[o] = _numbers(df[o])
+    return cls.from_df(df, path=path, fn_col=fn_col, label_col=label_col, y_block=y_block, **kwargs)
 
 @patch(cls_method=True)
 @delegates(AudioDataLoaders.from_source, but=['get_items','get_x','get_y'])
@@ -1415,8 +1736,9 @@ def from_lists(cls:AudioDataLoaders,
     y_block=None, # Block of the target; None: by the labels
     **kwargs
 )->DataLoaders: # Labelled by the second list
-    "Sounds and their labels, in two lists of equal length"
+    "Sounds and their labels, in two lists, arrays or Series of equal length"
+    sounds,labels = _listed(sounds),_listed(labels)
     if len(sounds)!=len(labels): raise ValueError(f"got {len(sounds)} sounds and {len(labels)} labels: give as many of each")
     y_block = y_block or (MultiCategoryBlock if any(map(is_listy, labels)) else CategoryBlock)
-    return cls.from_source(L(map(_Pair, zip(sounds, labels))), y_block, splitter or RandomSplitter(valid_pct, seed),
+    return cls.from_source(L(map(Pair, zip(sounds, labels))), y_block, splitter or RandomSplitter(valid_pct, seed),
         get_x=ItemGetter(0), get_y=ItemGetter(1), path=path, **kwargs)

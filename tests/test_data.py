@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
     for split,n in (('train',8),('valid',4)):
         for k,hz in (('low',300),('high',2000)):
             (path/split/k).mkdir(parents=True)
-            for i in range(n): save_audio(tone(800+200*i, hz=hz), path/split/k/f'{i}.wav')
+            for i in range(n): save_audio(tone(800+200*i+10*n, hz=hz), path/split/k/f'{i}.wav')
     return path
 
 # Collation
