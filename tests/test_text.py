@@ -13,7 +13,6 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from fastaudio_lite.text import *
-from fastaudio_lite.text import _ctc_need
 from fastaudio_lite.audio import AudioTensor, AudioWarning, load_audio, save_audio
 from fastaudio_lite.data import AudioBlock
 from fastaudio_lite.datasets import DataError, digit_files, digit_label, digit_speaker, find_data
@@ -40,6 +39,26 @@ def test_clean_once(s):
 @pytest.mark.parametrize('s,t', [('¡Él ESTÁ aquí!', 'él está aquí'), ('nin\u0303o', 'niño'), ("rock 'n' roll", 'rock n roll'), ('don’t', "don't"),
     ('l’été—là', "l'été là"), ('a\u200bb', 'ab'), ("''", ''), ("a''b", 'a b'), ('U.S.A.', 'u s a'), ('3,5', '3 5'), ('ẞ', 'ß'), ('\t\n', ''), ('हिन्दी', 'हिन्दी')])
 def test_clean(s, t): assert clean_text(s)==t
+
+@pytest.mark.parametrize('s,t', [('\u2764\ufe0f ok', 'ok'), ('1\ufe0f\u20e3', '1'), ('İ', 'i'), ('I\u0307', 'i'), ('كتـــاب', 'كتاب'), ('ﻼ', 'لا'), ('ﬁﬂﬅ', 'fiflst'),
+    ('Ａ１ ｶﾞ \uffc2', 'a1 ガ \u314f'), ('①', '1'), ('㎞', 'km'), ('Ⅳ', 'iv'), ('ĳs', 'ijs'), ('ſo', 'so'), ('⽔', '水'), ('a\u034fb', 'ab'), ('צ׳ק', "צ'ק"), ('a\xa0b\u2028c\u3000d', 'a b c d')])
+def test_one_spelling(s, t): assert clean_text(s)==t
+
+@pytest.mark.parametrize('s', ['น้ำ', 'ຫນຳ ໜ', 'नमस्ते', 'שָׁלוֹם', '한국어', 'ㅋㅋ', 'x²', '1º', 'և', 'བོད'])
+def test_letters_stay_whole(s): assert clean_text(s)==unicodedata.normalize('NFC', s)
+
+@quick
+@given(st.lists(st.text('aé水น', min_size=1), min_size=1), st.sampled_from(list('\t\n\r\x0b\x85\xa0\u2009\u2028\u3000')))
+def test_one_white_space(ws, gap):
+    "For transcripts, alphabets and error rates alike, whatever stands around the words"
+    s,t = f'{gap}{gap.join(ws)}{gap*2}',' '.join(ws)
+    tk = Tokens.letters([s])
+    assert split_words(s)==ws and clean_text(s)==t and tk.encode(s)==tk.encode(t) and not tk.unknown(s) and gap not in tk.vocab
+    assert wer(s, t)==wer(t, s)==cer(s, t)==0 and not len(error_table(s, t)) and wer_interval(s, t)==(0,0)
+
+def test_spaces_of_no_width():
+    assert wer('\ufeffone two\u200b', 'one two')==cer('o\u2060ne', 'one')==0 and clean_text('\ufeffo\u200bne')=='one'
+    with pytest.raises(ValueError, match='without a word'): wer(['\u200b'], ['a'])
 
 # Alphabets
 @quick
@@ -240,7 +259,7 @@ def test_hour_long(clips):
     assert list(check_transcripts(df, max_dur=1.).problem)==['longer than 1 s: cut it at pauses'] and not len(check_transcripts(df))
     with pytest.raises(ValueError, match='row 1, 7.wav: longer than 1 s'): SpeechDataLoaders.from_df(df, Tokens.letters(['abc']), max_dur=1.)
 
-def test_need(): assert [_ctc_need(o) for o in ([], [1], [1,1], [1,2,1], [1,1,1])]==[0,1,3,3,5]
+def test_need(): assert [int(steps_needed(o)) for o in ([], [1], [1,1], [1,2,1], [1,1,1])]==[0,1,3,3,5]
 
 # Strings of digits
 @pytest.fixture(scope='module')

@@ -183,15 +183,27 @@ def test_stamp(t, want):
 @few
 @given(st.lists(st.tuples(st.text('abñ', min_size=1, max_size=70), st.floats(0, 2), st.floats(.1, 1)), max_size=12))
 def test_captions(items):
-    "Every word once, in order; no longer than asked, but for a word that is"
+    "All letters once, in order; no longer than asked, whole words where they fit"
     t,ws = 0.,[]
     for text,gap,dur in items:
         ws.append(Span(text, t+gap, t+gap+dur, .5))
         t += gap+dur
     res = captions(ws, max_chars=20)
-    assert ' '.join(o.text for o in res)==' '.join(o.text for o in ws)
-    for o in res: assert o.start<o.end and (len(o.text)<=20 or ' ' not in o.text)
+    assert ''.join(o.text for o in res).replace(' ', '')==''.join(o.text for o in ws)
+    short = [o.text for o in ws if len(o.text)<=20]
+    assert [o for c in res for o in c.text.split() if o in short]==short or any(len(o.text)>20 for o in ws)
+    for o in res: assert o.start<o.end and len(o.text)<=20
     assert all(a.end<=b.start+1e-9 for a,b in zip(res, res[1:]))
+
+def test_captions_of_scripts_without_spaces():
+    "Cut inside words, in equal parts with their share of the time; a letter keeps its accents; any white space is one"
+    res = captions([Span('你好世界'*50, 0., 20., .9)])
+    assert [(len(o.text),o.start,o.end) for o in res]==[(50,i*5.,i*5.+5) for i in range(4)]
+    assert [o.text for o in captions([Span('ก้ก้ก้', 0., 1., .9)], max_chars=3)]==['ก้','ก้','ก้']
+    assert [o.text for o in captions([Span('a\u3000b\n\nc', 0., 1., .9), Span(' ', 1., 2., .9)])]==['a b c']
+    with pytest.raises(ValueError, match='max_chars=0'): captions([], max_chars=0)
+
+def test_vtt_is_no_markup(): assert '\n&lt;a&gt; &amp;\n' in Transcript('', [Span('<a>', 0., 1., 1.), Span('&', 1., 2., 1.)], 1., 2.).vtt()
 
 # Decoders
 def test_use(tr):

@@ -138,14 +138,30 @@ def _stamp(t, comma):
     s,ms = divmod(round(t*1000), 1000)
     return f'{s//3600:02}:{s//60%60:02}:{s%60:02}{comma}{ms:03}'
 
+def _cut(s, n):
+    "`s` in parts of at most `n` characters and about the same length, none of which begins with an accent"
+    while s:
+        i = -(-len(s)//-(-len(s)//n))
+        while 1<i<len(s) and unicodedata.category(s[i])[0]=='M': i -= 1
+        yield s[:i]
+        s = s[i:]
+
+def _parts(w, n):
+    "The word `w` as `Span`s of at most `n` characters, each with its share of the time: scripts without spaces write a sentence as one word"
+    parts = [p for o in split_words(w.text) for p in _cut(o, n)]
+    ends = list(accumulate(map(len, parts), initial=0))
+    at = [w.start*(1-k/ends[-1]) + w.end*k/ends[-1] for k in ends] if parts else []
+    return [Span(*o, w.prob) for o in zip(parts, at, at[1:])]
+
 def captions(
     words:list, # Words with `text`, `start` and `end`
-    max_chars:int=60, # Longest caption
+    max_chars:int=60, # Longest caption; a longer word is divided
     max_gap:float=0.8, # A pause longer than this (s) begins a new one
 )->list: # A `Span` for each caption
     "Words in groups that fit on a screen"
+    if max_chars<1: raise ValueError(f"got max_chars={max_chars}, expected 1 or more: 60 fit on a line")
     res = []
-    for w in words:
+    for w in (p for o in words for p in _parts(o, max_chars)):
         last = res[-1] if res else []
         fits = last and w.start-last[-1].end<=max_gap and sum(len(o.text)+1 for o in last)+len(w.text)<=max_chars
         if fits: last.append(w)
@@ -162,7 +178,8 @@ def srt(self:Transcript)->str: # Numbered captions
 @patch
 def vtt(self:Transcript)->str: # Begins with WEBVTT
     "Subtitles that browsers read (WebVTT)"
-    return 'WEBVTT\n\n' + '\n'.join(f"{_stamp(o.start, '.')} --> {_stamp(o.end, '.')}\n{o.text}\n" for o in captions(self.words))
+    rows = captions(self.words)
+    return 'WEBVTT\n\n' + '\n'.join(f"{_stamp(o.start, '.')} --> {_stamp(o.end, '.')}\n{escape(o.text, quote=False)}\n" for o in rows)
 
 @patch
 def json(self:Transcript)->dict: # Ready for `json.dumps`
