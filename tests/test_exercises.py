@@ -1,0 +1,244 @@
+"Checks of the exercises: stubs and likely mistakes are turned down with words that help, right answers pass in any form"
+import ast, json, math, re
+from importlib import import_module
+from symtable import symtable
+
+import numpy as np, pytest, torch
+import torch.nn.functional as F
+
+from fastaudio_lite.exercises import expect, numbers
+from sync import root
+
+# Taking a check out of its lesson
+def _sources(nb, kind):
+    cells = json.loads((root/'nbs'/f'{nb}.ipynb').read_text(encoding='utf-8'))['cells']
+    return [''.join(c['source']) for c in cells if c['cell_type']==kind]
+
+def _binds(node):
+    "Names that a statement of a cell binds"
+    if isinstance(node, (ast.FunctionDef,ast.ClassDef)): return {node.name}
+    if isinstance(node, (ast.Import,ast.ImportFrom)): return {(a.asname or a.name).split('.')[0] for a in node.names}
+    return {o.id for t in getattr(node, 'targets', []) for o in ast.walk(t) if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)}
+
+def _globals(table):
+    here = {o.get_name() for o in table.get_symbols() if o.is_referenced() and (table.get_type()=='module' or o.is_global())}
+    return here.union(*map(_globals, table.get_children()))
+
+def _uses(node): return _globals(symtable(ast.unparse(node), 'cell', 'exec'))
+
+class Lesson:
+    "Of the notebook `nb` only what the `names` need; what is `given` is not looked up there"
+    def __init__(self, nb, names, **given):
+        cells,mods = _sources(nb, 'code'),set()
+        for o in cells: mods |= set(re.findall(r'^#\| *(?:default_exp|export) +(\S+)', o, re.M))
+        cells = [o for o in cells if not re.match(r'#\| *(export|hide|default_exp)|[%!]', o)]
+        nodes = [n for o in cells for n in ast.parse(o).body]
+        stars = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.names[0].name=='*']
+        need,todo = set(),set(names.split())
+        while todo:
+            need |= todo
+            todo = set().union(*(_uses(n) for n in nodes if _binds(n) & need)) - need - given.keys()
+        mine = [n for n in nodes if _binds(n) & need and not _binds(n) & given.keys()]
+        self._nb,ns = nb,self.__dict__
+        for m in mods: ns.update({k:v for k,v in vars(import_module(f'fastaudio_lite.{m}')).items() if k[:2]!='__'})
+        for n in stars: exec(ast.unparse(n), ns)
+        ns.update(given)
+        for n in mine: exec(ast.unparse(n), ns)
+
+    def stub(self, name):
+        "The stub of the exercise `name`, with the call of its check: what a reader copies from the page"
+        return re.search(rf'```python\n((?:def|class) {name}\b.*?)```', '\n'.join(_sources(self._nb, 'markdown')), re.S)[1]
+
+def turned_down(f):
+    "Does `f` say in words what is wrong?"
+    with pytest.raises(AssertionError) as e: f()
+    assert len(str(e.value))>20, str(e.value)
+    print('   ', str(e.value)[:230])
+
+nothing = [lambda *_: None, lambda *_: ..., lambda *xs: xs[0]]
+
+def tells(o, check, stub, right, wrong, nothing=nothing):
+    "Does `check` tell the answers `right` from the answers `wrong`, the `stub`, and `nothing` at all?"
+    check = getattr(o, check)
+    turned_down(lambda: exec(o.stub(stub), dict(o.__dict__)))
+    for a in [*nothing,*wrong]: turned_down(lambda: check(a))
+    print('RIGHT', stub)
+    for a in right: check(a)
+
+# 00 Audio
+@pytest.fixture(scope='module')
+def audio():
+    from fastaudio_lite.audio import AudioTensor
+    wav = AudioTensor(0.1*torch.randn(1, 4000, generator=torch.Generator().manual_seed(0)), sr=8000)
+    return Lesson('00_audio', 'check_fade fade check_set_rms set_rms check_halve halve', wav=wav)
+
+def _faded(up, down=None):
+    "A fade with the ramps `up(t)` and `down(t)`, `t` from 0 to 1"
+    def _f(wav, ms):
+        n,res = int(ms*wav.sr/1000),wav.clone()
+        res[:,:n] *= up(torch.arange(n)/n)
+        res[:,-n:] *= (down or up)(torch.arange(n)/n).flip(0)
+        return res
+    return _f
+
+def test_fade(audio):
+    def in_place(wav, ms): return wav.mul_(audio.fade(wav, ms))
+    tells(audio, 'check_fade', 'fade', [audio.fade, _faded(lambda t: t), _faded(lambda t: (t*len(t)+1)/len(t))],
+        [_faded(lambda t: t, torch.ones_like), _faded(lambda t: 0.5-0.5*torch.cos(math.pi*t)), _faded(torch.sqrt), in_place,
+            lambda wav, ms: audio.fade(wav, 2*ms), lambda wav, ms: audio.fade(wav, ms).as_subclass(torch.Tensor)])
+
+def test_set_rms(audio):
+    def by_hand(wav, db):
+        power = wav.double().square().mean()
+        return wav if power==0 else (wav*(10**(db/10)/power).sqrt()).float()
+    def nan(wav, db): return wav*10**((db-10*wav.square().mean().log10())/20)
+    def peak(wav, db): return wav if not wav.any() else wav/wav.abs().max()*10**(db/20)
+    tells(audio, 'check_set_rms', 'set_rms', [audio.set_rms, by_hand],
+        [nan, peak, lambda wav, db: wav*10**(db/20), lambda wav, db: audio.set_rms(wav, db)[:,:100]])
+
+def test_halve(audio):
+    def fft(x): return (torch.fft.irfft(torch.fft.rfft(x)[:len(x)//4+1])/2).numpy()
+    def pairs(x): return x.view(-1, 2).mean(1)
+    tells(audio, 'check_halve', 'halve', [audio.halve, fft, lambda x: fft(x).tolist()],
+        [lambda x: x[::2], pairs, lambda x: F.interpolate(x[None,None], scale_factor=0.5, mode='linear')[0,0], lambda x: fft(x)/2])
+
+# 01 Data sets
+@pytest.fixture(scope='module')
+def datasets():
+    from fastaudio_lite.datasets import digit_files
+    return Lesson("01_datasets", "check_shared shared check_folds group_folds check_better better", files=digit_files()[::2])
+
+def test_shared(datasets):
+    def by_loop(train_keys, test_keys): return sum(o in list(train_keys) for o in test_keys)/len(test_keys)
+    def of_keys(train_keys, test_keys): return len(set(test_keys) & set(train_keys))/len(set(test_keys))
+    tells(datasets, 'check_shared', 'shared', [datasets.shared, by_loop, lambda a, b: torch.tensor(by_loop(a, b))],
+        [of_keys, lambda a, b: by_loop(b, a), lambda a, b: 1-by_loop(a, b)])
+
+def test_group_folds(datasets):
+    def by_size(keys, k, order=sorted):
+        sizes,fold = [0]*k,{}
+        for n,key in order([(-sum(keys==o), o) for o in dict.fromkeys(keys)]):
+            fold[key] = sizes.index(min(sizes))
+            sizes[fold[key]] -= n
+        return (fold[o] for o in keys)
+    tells(datasets, 'check_folds', 'group_folds', [datasets.group_folds, by_size, lambda *a: torch.tensor(list(by_size(*a)))],
+        [lambda keys, k: np.arange(len(keys))%k, lambda keys, k: np.unique(keys, return_inverse=True)[1]%k,
+            lambda keys, k: by_size(keys, k, list), lambda keys, k: [0]*len(keys), lambda *a: [o+1 for o in by_size(*a)]])
+
+def test_better(datasets):
+    tells(datasets, 'check_better', 'better', [datasets.better, lambda X: torch.tensor(X - X.mean(2, keepdims=True))],
+        [lambda X: X - X.mean(0), lambda X: X/np.abs(X).max(), lambda X: datasets.better(X)[:100]])
+
+# 02 Spectrograms
+@pytest.fixture(scope='module')
+def spectrogram():
+    
+    from fastaudio_lite.datasets import digit_files
+    return Lesson('02_spectrogram', 'check_row2hz row2hz check_loudest_hz loudest_hz check_feats my_feats mean_feats', fns=digit_files()[::3])
+
+def test_row2hz(spectrogram):
+    tells(spectrogram, 'check_row2hz', 'row2hz', [spectrogram.row2hz, lambda *a: torch.tensor(spectrogram.row2hz(*a)),
+        lambda k, sr, n_fft: np.fft.rfftfreq(n_fft, 1/sr)[k]],
+        [lambda k, sr, n_fft: k*sr/2/n_fft, lambda k, sr, n_fft: k*sr/256, lambda k, sr, n_fft: k*sr/2/(n_fft//2+1)])
+
+def test_loudest_hz(spectrogram):
+    def of(n, win=None): return lambda wav: spectrogram.stft_power(wav, n, 80, win=win or n).argmax(-2)*8000/n
+    tells(spectrogram, 'check_loudest_hz', 'loudest_hz', [spectrogram.loudest_hz, of(1024), lambda w: of(2048)(w)[0].tolist()],
+        [of(256), of(4096), lambda w: of(1024)(w)/2, lambda w: of(1024)(w)[...,:-1]])
+
+def test_my_feats(spectrogram):
+    def slopes(spec):
+        x = spec[0].numpy()
+        t = np.linspace(-1, 1, x.shape[1]) if x.shape[1]>1 else np.zeros(1)
+        return np.concatenate([x.mean(1), (x*t).mean(1)])
+    def extremes(spec): return torch.cat([spec[0].amax(-1), spec[0].amin(-1), spec[0].mean(-1)])
+    def in_order(spec): return F.interpolate(spec, 8).flatten()
+    tells(spectrogram, 'check_feats', 'my_feats', [spectrogram.my_feats, slopes, lambda s: in_order(s).tolist()],
+        [spectrogram.mean_feats, spectrogram.mean_std_feats, extremes, lambda s: in_order(s.sort(-1).values), lambda s: s[0].T])
+
+# 03 Augmentation
+@pytest.fixture(scope='module')
+def augment(): return Lesson('03_augment', 'check_crush crush check_babble Babble check_fair FairMixUp')
+
+def test_crush(augment):
+    def grid(x, bits): return np.rint(x.numpy()*2**(bits-1))/2**(bits-1)
+    tells(augment, 'check_crush', 'crush', [augment.crush, grid, lambda x, bits: (x*2**(bits-1)).add(0.5).floor()/2**(bits-1)],
+        [lambda x, bits: (x*2**(bits-1)).floor()/2**(bits-1), lambda x, bits: grid(x, bits+1), lambda x, bits: (x*2**(bits-1)).round()])
+
+def _babble(augment, partner, ratio=None):
+    "Babble with a `partner(x)` for each clip, added at the power that `ratio(x, o, n)` gives"
+    class Babble(augment.Babble):
+        def aug(self, x, n, src):
+            o,m = partner(x),torch.arange(x.shape[-1]) < n.view(-1,1,1)
+            power = ratio or (lambda x, o, n: ((x*m).square().sum(-1)/(o*m).square().sum(-1))[...,None])
+            return x + o*m*(power(x, o, n)/10**(self.draw(x, self.snr)/10)).sqrt()
+    return Babble
+
+def test_babble(augment):
+    def next_one(x): return x.roll(1, 0)
+    def means(x, o, n): return x.square().mean(-1, keepdim=True)/o.square().mean(-1, keepdim=True)
+    class SumOfAll(_babble(augment, lambda x: x.sum(0, keepdim=True)-x)): pass
+    class One(augment.Babble):
+        def draw(self, x, r): return torch.full((len(x),1,1), sum(r)/2)
+    def giving(res): return type('Empty', (augment.Babble,), dict(aug=lambda self, x, n, src: res and x))
+    tells(augment, 'check_babble', 'Babble', [augment.Babble, _babble(augment, next_one), SumOfAll],
+        [giving(None), giving(True), _babble(augment, lambda x: x), _babble(augment, torch.randn_like), One,
+            _babble(augment, next_one, means), _babble(augment, next_one, lambda x, o, n: torch.tensor(1.))], nothing=[])
+
+def test_fair(augment):
+    class ByLoop(augment.AudioMixUp):
+        def mix(self, x, o, n, m, lam):
+            w = [1/(1+(a[:,:i].std(correction=0)*(1-l))/(b[:,:j].std(correction=0)*l)) for a,b,i,j,l in zip(x, o, n, m, lam)]
+            y = [(p*a+(1-p)*b)/math.hypot(p, 1-p) for p,a,b in zip(w, x, o)]
+            return torch.stack(y), torch.maximum(n, m), lam
+    def but(f): return type('Wrong', (augment.FairMixUp,), dict(mix=lambda self, *a: f(augment.FairMixUp().mix(*a), *a)))
+    def whole(self, x, o, n, m, lam): return augment.FairMixUp.mix(self, x, o, n*0+1000, m*0+1000, lam)
+    tells(augment, 'check_fair', 'FairMixUp', [augment.FairMixUp, but(lambda res, *a: list(res))],
+        [augment.AudioMixUp, but(lambda *a: None), but(lambda res, *a: (2*res[0],*res[1:])), but(lambda res, x, *a: (x,*res[1:])),
+            type('Whole', (augment.FairMixUp,), dict(mix=whole))], nothing=[])
+
+# 04 Data
+@pytest.fixture(scope='module')
+def data(): return Lesson('04_data', 'check_repeat repeat_collate check_buckets buckets check_loudest LoudestCrop')
+
+def test_repeat(data):
+    def by_index(samples):
+        n = max(o.n_samples for o,_ in samples)
+        x = torch.stack([data.plain(o)[:,torch.arange(n) % o.n_samples] for o,_ in samples])
+        return data.AudioTensor(x, sr=8000, lens=torch.full((len(x),), n)),torch.stack([y for _,y in samples])
+    def no_lens(samples): return [data.AudioTensor(by_index(samples)[0], sr=8000, lens=None),by_index(samples)[1].tolist()]
+    def old_lens(samples): return data.AudioTensor(by_index(samples)[0], sr=8000, lens=torch.tensor([o.n_samples for o,_ in samples])),by_index(samples)[1]
+    def twice(samples): return data.audio_collate([(o.repeat(1, 2),y) for o,y in samples])
+    tells(data, 'check_repeat', 'repeat_collate', [data.repeat_collate, by_index, no_lens],
+        [data.audio_collate, twice, old_lens, lambda s: by_index(s)[0], lambda s: (by_index(s)[0],[0]*len(s))])
+
+def test_buckets(data):
+    def pools(durs, bs, rng):
+        for o in np.array_split(np.argsort(durs), 5):
+            for i in range(0, len(o := rng.permutation(o)), bs): yield o[i:i+bs].tolist()
+    def groups(durs, bs, rng):
+        order = np.roll(np.argsort(durs), rng.integers(1, bs))
+        return [torch.tensor(o) for o in np.array_split(order, -(-len(durs)//bs))]
+    def fixed(durs, bs, rng):
+        rows = np.array_split(np.argsort(durs), -(-len(durs)//bs))
+        return [rows[i] for i in rng.permutation(len(rows))]
+    def ordered(durs, bs, rng): return np.array_split(np.argsort(durs), -(-len(durs)//bs))
+    def shuffled(durs, bs, rng): return np.array_split(rng.permutation(len(durs)), -(-len(durs)//bs))
+    tells(data, 'check_buckets', 'buckets', [data.buckets, groups, pools],
+        [fixed, ordered, shuffled, lambda d, bs, rng: rng.permutation(len(d)).reshape(-1, 1), lambda *a: data.buckets(*a)[:-1]])
+
+def test_loudest(data):
+    def crop(start):
+        class Crop(data.DisplayedTransform):
+            def __init__(self, dur): self.dur = dur
+            def encodes(self, wav:data.AudioTensor):
+                n = data.dur2n(self.dur, wav.sr)
+                i = start(wav, n) if wav.n_samples>n else 0
+                return wav if i is None else wav[...,i:i+n]
+        return Crop
+    def conv(wav, n): return int(F.conv1d(data.plain(wav)[None].double()**2, torch.ones(1, 1, n).double()).argmax())
+    def unfold(wav, n): return int(wav.unfold(-1, n, 1).square().sum(-1).argmax())
+    def middle(wav, n): return (wav.n_samples-n)//2
+    def peak(wav, n): return max(int(data.plain(wav).abs().argmax())-n//2, 0)
+    tells(data, 'check_loudest', 'LoudestCrop', [data.LoudestCrop, crop(conv), crop(unfold)],
+        [crop(middle), crop(peak), crop(lambda w, n: None), crop(lambda w, n: 0)], nothing=[])
