@@ -1,10 +1,13 @@
 "Checks of the exercises: stubs and likely mistakes are turned down with words that help, right answers pass in any form"
-import ast, json, math, re
+import ast, json, math, re, shutil
 from importlib import import_module
+from itertools import groupby
 from symtable import symtable
+from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 import torch.nn.functional as F
+from fastcore.all import listify
 
 from fastaudio_lite.exercises import expect, numbers
 from sync import root
@@ -61,9 +64,9 @@ def tells(o, check, stub, right, wrong, nothing=nothing):
     "Does `check` tell the answers `right` from the answers `wrong`, the `stub`, and `nothing` at all?"
     check = getattr(o, check)
     turned_down(lambda: exec(o.stub(stub), dict(o.__dict__)))
-    for a in [*nothing,*wrong]: turned_down(lambda: check(a))
+    for a in [*nothing,*wrong]: turned_down(lambda: check(*listify(a)))
     print('RIGHT', stub)
-    for a in right: check(a)
+    for a in right: check(*listify(a))
 
 # 00 Audio
 @pytest.fixture(scope='module')
@@ -242,3 +245,133 @@ def test_loudest(data):
     def peak(wav, n): return max(int(data.plain(wav).abs().argmax())-n//2, 0)
     tells(data, 'check_loudest', 'LoudestCrop', [data.LoudestCrop, crop(conv), crop(unfold)],
         [crop(middle), crop(peak), crop(lambda w, n: None), crop(lambda w, n: 0)], nothing=[])
+
+# 05 Classifier
+class Tones:
+    "In place of a classifier: label `i` is a tone of `500+100*i` Hz; asks sounds for it in windows of half a second, as the lesson's does"
+    def tone(self, i, sr=8000, dur=0.4): return torch.sin(2*math.pi*(500+100*int(i))*torch.arange(int(sr*dur))/sr)[None]
+    def predict(self, wav):
+        probs = self._probs(wav)
+        n = wav.sr//2
+        pieces = [wav[:,i:i+n] for i in range(0, wav.shape[-1]-n+1, n//2)] if wav.shape[-1]>n else []
+        return SimpleNamespace(label=max(probs, key=probs.get), probs=probs, windows=[dict(label=max(p := self._probs(o), key=p.get)) for o in pieces])
+    def _probs(self, wav):
+        x = wav.as_subclass(torch.Tensor)[0]
+        if not x.any(): return dict.fromkeys('3012456789', 0.1)
+        hz = torch.fft.rfft(x).abs().argmax().item()*wav.sr/len(x)
+        return {str(i):math.exp(-abs(hz-510-100*i)/50) for i in range(10)}
+
+@pytest.fixture(scope='module')
+def classifier():
+    from fastaudio_lite.audio import AudioTensor
+    clf = Tones()
+    def sound(o, sr=8000): return AudioTensor(clf.tone(o, sr), sr=sr)
+    return Lesson('05_classifier', 'check_top2 top2 check_noise check_row read_row', clf=clf, files=[sound(i, 8000) for i in '472'],
+        eight=list('01234678'), digit_label=str, load_audio=sound, snrs=[0], curve=[0.5], noisy=lambda snr: [snr]*200)
+
+def test_top2(classifier):
+    def by_torch(clf, sound):
+        p = clf.predict(sound).probs
+        return tuple(list(p)[i] for i in torch.tensor(list(p.values())).topk(2).indices)
+    tells(classifier, 'check_top2', 'top2', [classifier.top2, by_torch, lambda *a: iter(by_torch(*a))],
+        [lambda *a: by_torch(*a)[::-1], lambda *a: by_torch(*a)[:1], lambda clf, o: sorted(clf.predict(o).probs)[:2],
+            lambda clf, o: sorted(clf.predict(o).probs.values())[-2:]])
+
+def test_noise(classifier):
+    def acc(at_0, deaf=0.1): return lambda clips: at_0 if clips[0]==0 else deaf
+    tells(classifier, 'check_noise', 'noise_acc', [acc(0.7), acc(torch.tensor(0.7)), acc(np.float32(0.9), 0.2)],
+        [acc(0.5), acc(0.9, 0.9), acc(70., 10.), acc(torch.ones(200))])
+
+def test_row(classifier):
+    def by_groups(clf, row):
+        loud = row[0].abs().as_subclass(torch.Tensor)>1e-3
+        at = loud.nonzero()[:,0]
+        for o in np.split(at.numpy(), np.flatnonzero(np.diff(at)>row.sr/5)+1): yield int(clf.predict(row[:,o[0]:o[-1]+1]).label)
+    def windows(clf, row): return [o['label'] for o in clf.predict(row).windows]
+    def no_twice(clf, row): return [k for k,_ in groupby(windows(clf, row))]
+    tells(classifier, 'check_row', 'read_row', [classifier.read_row, by_groups, lambda *a: tuple(by_groups(*a))],
+        [lambda *_: list('0123456789'), lambda *_: list('01234678'), windows, no_twice, lambda clf, row: clf.predict(row).label])
+
+# 06 Export
+@pytest.fixture(scope='module')
+def export(tmp_path_factory):
+    import safetensors.torch
+    from fastaudio_lite.all import AudioTensor, Classifier, save_pretrained
+    torch.manual_seed(0)
+    clf = Classifier.from_config(dict(arch='AudioCNN', n_in=1, vocab=list('0123456789'), dur=0.5, multi=False, front_end=dict(sr=8000, n_mels=32)))
+    room,clip = tmp_path_factory.mktemp('export'),AudioTensor(torch.randn(1, 4000), sr=8000)
+    folder = save_pretrained(clf, room/'digits')
+    raw = (folder/'model.safetensors').read_bytes()
+    def weights(c): return torch.cat([v.flatten() for k,v in c.state_dict().items() if k.startswith('model') and v.ndim>1])
+    def acc_of(c): return 1-((weights(c)-weights(clf)).norm()/weights(clf).norm()).item()
+    return Lesson('06_export', 'check_n_numbers n_numbers check_rename rename check_pack8 pack8 unpack8', room=room, clip=clip, folder=folder, clf=clf,
+        raw=raw, n=int.from_bytes(raw[:8], 'little'), theirs=safetensors.torch.load(raw), acc_of=acc_of, kept={'all of it':1.})
+
+def test_n_numbers(export):
+    def head(fn): return json.loads(fn.read_bytes()[8:])
+    def by_shape(fn): return torch.tensor(sum(math.prod(v['shape']) for k,v in head(fn).items() if k!='__metadata__'))
+    def ends(fn): return max(v['data_offsets'][1] for k,v in head(fn).items() if k!='__metadata__')
+    tells(export, 'check_n_numbers', 'n_numbers', [export.n_numbers, by_shape],
+        [ends, lambda fn: ends(fn)/4, lambda fn: len(head(fn)), lambda fn: fn.stat().st_size//4, lambda fn: sum(map(sum, (v['shape'] for k,v in head(fn).items() if k!='__metadata__')))])
+
+def test_rename(export):
+    from fastaudio_lite.all import Classifier, from_pretrained, save_pretrained
+    def anew(folder, names, dest):
+        c = from_pretrained(folder)
+        new = Classifier.from_config(dict(c.config(), vocab=list(map(names.get, c.vocab))))
+        new.load_state_dict(c.state_dict())
+        save_pretrained(new, dest)
+    def editor(folder, names, dest):
+        shutil.copytree(folder, dest)
+        cfg = (dest/'config.json').read_text()
+        for a,b in names.items(): cfg = cfg.replace(f'"{a}"', f'"{b}"')
+        (dest/'config.json').write_text(cfg)
+    def by_alphabet(folder, names, dest):
+        c = from_pretrained(folder)
+        c.vocab = sorted(names.values())
+        save_pretrained(c, dest)
+    def old_names(folder, names, dest): shutil.copytree(folder, dest)
+    tells(export, 'check_rename', 'rename', [export.rename, anew], [editor, by_alphabet, old_names])
+
+def test_pack8(export):
+    from safetensors.torch import load_file, save_file
+    def pack(clf, fn, bits=8, scales=lambda v: v.flatten(1).abs().amax(1).view(-1, *[1]*(v.ndim-1))/127):
+        big = {k:v for k,v in clf.state_dict().items() if v.ndim>1 and k.startswith('model')}
+        res = {k+'|':(v/scales(v)).round().to(torch.int8).contiguous() for k,v in big.items()} | {k+'/':scales(v) for k,v in big.items()}
+        save_file(res | {k:v.contiguous() for k,v in clf.state_dict().items() if k not in big}, fn)
+    def unpack(fn):
+        d = load_file(fn)
+        return {k.rstrip('|'):v*d[k[:-1]+'/'] if k[-1]=='|' else v for k,v in d.items() if k[-1]!='/'}
+    def half(clf, fn): save_file({k:v.half().contiguous() for k,v in clf.state_dict().items()}, fn)
+    def coarse(clf, fn): pack(clf, fn, scales=lambda v: v.abs().max()/3)
+    def raw_bytes(fn): return {k.rstrip('|'):v for k,v in load_file(fn).items() if k[-1]!='/'}
+    tells(export, 'check_pack8', 'pack8', [(export.pack8, export.unpack8), (pack, unpack)],
+        [(half, load_file), (coarse, unpack), (pack, raw_bytes), (pack, load_file), (pack, lambda fn: None), (lambda *_: None, unpack)], nothing=[])
+
+# 07 Coming from fastaudio
+@pytest.fixture(scope='module')
+def migrate(): return Lesson('07_migrate', 'check_loaders own_loaders check_rows rows_lost check_loss LoseBoth to_spec')
+
+def test_own_loaders(migrate):
+    files,ours,aug = migrate.files[::45],migrate.ours,migrate.augment
+    def loaders(*tfms):
+        block = migrate.DataBlock((migrate.AudioBlock, migrate.CategoryBlock), get_y=migrate.digit_label, batch_tfms=list(tfms))
+        return block.dataloaders(files, bs=8)
+    spec,masks = ours.AudioToSpec(ours.FrontEnd(sr=16000, n_mels=40)),[aug.FreqMask(),aug.TimeMask()]
+    tells(migrate, 'check_loaders', 'own_loaders', [migrate.own_loaders(files), loaders(*masks, spec)],
+        [None, ..., files, loaders(spec), loaders(migrate.to_spec), loaders(ours.AudioToSpec(ours.FrontEnd(sr=8000, n_mels=40)), *masks)], nothing=[])
+
+def test_rows_lost(migrate):
+    def by_loop(sr): return torch.tensor(sum(not o.any() for o in migrate.mel_filters(sr, 1024, 128, 50., 8000., None, True)))
+    def above(sr): return sum(o>sr/2 for o in np.linspace(50, 8000, 128))
+    tells(migrate, 'check_rows', 'rows_lost', [migrate.rows_lost, by_loop], [above, lambda sr: 31, lambda sr: 128-by_loop(sr)])
+
+def test_loss(migrate):
+    def made(aug): return type('Lose', (migrate._AnyTfm,), dict(aug=lambda self, x, n, src: aug(x)))()
+    def by_product(x): return x*(torch.rand_like(x)>0.5)
+    def columns(x): return x*(torch.rand(x.shape[-1])>0.5)
+    def first_half(x): return torch.cat([x[...,:x.shape[-1]//2]*0, x[...,x.shape[-1]//2:]], -1)
+    def same(x): return x*(torch.arange(x.numel()).view(x.shape)%2)
+    def in_place(x): return migrate.sg.as_subclass(torch.Tensor).mul_(torch.rand_like(x)>0.5)
+    tells(migrate, 'check_loss', 'LoseBoth', [migrate.LoseBoth(), made(by_product)],
+        [None, ..., made(lambda x: x), made(F.dropout), made(columns), made(first_half), made(same), made(lambda x: None), by_product], nothing=[])
