@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 import torch.nn.functional as F
-from fastcore.all import listify
 
 from fastaudio_lite.exercises import expect, numbers
 from sync import root
@@ -60,13 +59,15 @@ def turned_down(f):
 
 nothing = [lambda *_: None, lambda *_: ..., lambda *xs: xs[0]]
 
+def _args(a): return a if isinstance(a, tuple) else (a,)
+
 def tells(o, check, stub, right, wrong, nothing=nothing):
     "Does `check` tell the answers `right` from the answers `wrong`, the `stub`, and `nothing` at all?"
     check = getattr(o, check)
     turned_down(lambda: exec(o.stub(stub), dict(o.__dict__)))
-    for a in [*nothing,*wrong]: turned_down(lambda: check(*listify(a)))
+    for a in [*nothing,*wrong]: turned_down(lambda: check(*_args(a)))
     print('RIGHT', stub)
-    for a in right: check(*listify(a))
+    for a in right: check(*_args(a))
 
 # 00 Audio
 @pytest.fixture(scope='module')
@@ -359,7 +360,7 @@ def test_own_loaders(migrate):
         return block.dataloaders(files, bs=8)
     spec,masks = ours.AudioToSpec(ours.FrontEnd(sr=16000, n_mels=40)),[aug.FreqMask(),aug.TimeMask()]
     tells(migrate, 'check_loaders', 'own_loaders', [migrate.own_loaders(files), loaders(*masks, spec)],
-        [None, ..., files, loaders(spec), loaders(migrate.to_spec), loaders(ours.AudioToSpec(ours.FrontEnd(sr=8000, n_mels=40)), *masks)], nothing=[])
+        [None, ..., files, loaders(spec), loaders(migrate.to_spec), loaders(ours.AudioToSpec(ours.FrontEnd(sr=16000, n_mels=64)), *masks)], nothing=[])
 
 def test_rows_lost(migrate):
     def by_loop(sr): return torch.tensor(sum(not o.any() for o in migrate.mel_filters(sr, 1024, 128, 50., 8000., None, True)))
@@ -375,3 +376,99 @@ def test_loss(migrate):
     def in_place(x): return migrate.sg.as_subclass(torch.Tensor).mul_(torch.rand_like(x)>0.5)
     tells(migrate, 'check_loss', 'LoseBoth', [migrate.LoseBoth(), made(by_product)],
         [None, ..., made(lambda x: x), made(F.dropout), made(columns), made(first_half), made(same), made(lambda x: None), by_product], nothing=[])
+
+# 08 Scale
+@pytest.fixture(scope='module')
+def scale(): return Lesson('08_scale', 'check_steps steps check_merge merge check_share share')
+
+def test_steps(scale):
+    def by_pieces(n, bs, world): return torch.tensor(max(len(range(0, n-bs*world+1, bs*world)), 1))
+    tells(scale, 'check_steps', 'steps', [scale.steps, by_pieces],
+        [lambda n, bs, world: -(-n//(bs*world)), lambda n, bs, world: n//(bs*world), lambda n, bs, world: max(n//bs, 1)])
+
+def test_merge(scale):
+    def by_squares(stats):
+        n,m,v = (np.array([float(o) for o in c]) for c in zip(*stats))
+        mean = (n*m).sum()/n.sum()
+        return [n.sum(),mean,(n*(v+m**2)).sum()/n.sum()-mean**2]
+    def in_turn(stats):
+        n,m,v = stats[0]
+        for k,o,w in stats[1:]: n,m,v = n+k,(n*m+k*o)/(n+k),(n*v+k*w)/(n+k) + n*k*(m-o)**2/(n+k)**2
+        return torch.stack([torch.tensor(n),m,v])
+    def of_means(stats): return sum(o[0] for o in stats),np.mean([o[1] for o in stats]),np.mean([o[2] for o in stats])
+    def within(stats): return by_squares(stats)[:2]+[by_squares([(n,0,v) for n,_,v in stats])[2]]
+    tells(scale, 'check_merge', 'merge', [scale.merge, by_squares, in_turn],
+        [of_means, within, lambda s: by_squares(s)[:2], lambda s: by_squares(s)[1:]+by_squares(s)[:1]])
+
+def test_share(scale):
+    def by_cuts(lens, world): return (torch.tensor(o) for o in np.array_split(np.argsort(lens), world))
+    tells(scale, 'check_share', 'share', [scale.share, by_cuts, lambda *a: [o.tolist() for o in by_cuts(*a)][::-1]],
+        [lambda lens, world: np.arange(len(lens)).reshape(world, -1), lambda lens, world: np.argsort(lens).reshape(-1, world).T,
+            lambda lens, world: np.sort(lens).reshape(world, -1), lambda lens, world: np.argsort(lens).reshape(-1, world)])
+
+# 09 Voices
+@pytest.fixture(scope='module')
+def voices(): return Lesson('09_voices', 'check_pair pair check_hard hard check_mic lost log_probs_of right_of')
+
+def test_pair(voices):
+    def by_product(lp, truth, which):
+        said = np.exp(sum(lp[:,i].numpy() for i in which)).argmax(-1)
+        return np.mean(said==truth.numpy())
+    def of_probs(lp, truth, which): return (lp[:,which].exp().mean(1).argmax(-1)==truth).float().mean()
+    def vote(lp, truth, which): return (lp[:,which].argmax(-1).mode(1)[0]==truth).float().mean()
+    tells(voices, 'check_pair', 'pair', [voices.pair, by_product, lambda *a: torch.tensor(by_product(*a))],
+        [of_probs, vote, lambda lp, t, which: by_product(lp, t, [0,1,2]), lambda *a: 4*by_product(*a), lambda lp, t, w: by_product(lp, t, w[:1])])
+
+def test_hard(voices):
+    def by_loop(T, lens, k):
+        res = np.zeros((len(lens),k,T))
+        for b,n in enumerate(lens.tolist()):
+            for i,o in enumerate(np.array_split(np.arange(n), k)): res[b,i,o] = 1/len(o)
+        return res
+    tells(voices, 'check_hard', 'hard', [voices.hard, by_loop, lambda *a: by_loop(*a).tolist()],
+        [voices.stretches, lambda *a: by_loop(*a)>0, lambda T, lens, k: by_loop(T, lens*0+T, k), lambda *a: by_loop(*a).transpose(0, 2, 1)])
+
+def test_mic(voices):
+    def by_clip(learn, tilt=torch.linspace(-1.5, 1.5, 32), order=('cnn','stretch','vote')):
+        diff = []
+        with torch.no_grad():
+            for x,y in learn.dls.valid:
+                old,new = (learn.model.members(o).argmax(-1)==y[:,None] for o in (x, x+tilt[:,None]))
+                diff += (new.int()-old.int()).tolist()
+        return dict(zip(order, np.mean(diff, 0)))
+    tells(voices, 'check_mic', 'lost', [voices.lost, by_clip],
+        [lambda learn: by_clip(learn, torch.linspace(1.5, -1.5, 32)), lambda learn: by_clip(learn, torch.full((32,), 1.5)),
+            lambda learn: {k:-v for k,v in by_clip(learn).items()}, lambda learn: dict.fromkeys(('cnn','stretch','vote'), 0.),
+            lambda learn: by_clip(learn, order=('vote','stretch','cnn')), lambda learn: list(by_clip(learn).values())])
+
+# 10 Text
+@pytest.fixture(scope='module')
+def text():
+    texts = ['one two three','rub out','four five','enter six','a b c','go'],['one too three','rub out','five','enter sex','a b c','stop go']
+    return Lesson('10_text', 'check_ser ser check_row edits_row check_alphabet lean wer', refs=texts[0], hyps=texts[1], ok=np.array([0,1,0,0,1,0]))
+
+def test_ser(text):
+    tells(text, 'check_ser', 'ser', [text.ser, lambda r, h: sum(a!=b for a,b in zip(r, h))/len(r), lambda r, h: torch.tensor([a!=b for a,b in zip(r, h)]).float().mean()],
+        [text.wer, lambda r, h: 1-text.ser(r, h), lambda r, h: sum(a!=b for a,b in zip(r, h))])
+
+def test_edits_row(text):
+    def two_rows(a, b):
+        old = list(range(len(b)+1))
+        for i,x in enumerate(a, 1):
+            new = [i]
+            for j,y in enumerate(b, 1): new.append(min(old[j]+1, new[-1]+1, old[j-1]+(x!=y)))
+            old = new
+        return np.int64(old[-1])
+    def table(a, b):
+        d = [[i+j for j in range(len(b)+1)] for i in range(len(a)+1)]
+        for i,x in enumerate(a, 1):
+            for j,y in enumerate(b, 1): d[i][j] = min(d[i-1][j]+1, d[i][j-1]+1, d[i-1][j-1]+(x!=y))
+        return d[-1][-1]
+    def places(a, b): return sum(x!=y for x,y in zip(a, b))+abs(len(a)-len(b))
+    def no_swap(a, b): return len(a)+len(b)-2*sum(o in b for o in a)
+    tells(text, 'check_row', 'edits_row', [text.edits_row, two_rows], [table, places, no_swap, lambda a, b: two_rows(a, b)/max(len(a), 1)])
+
+def test_lean(text):
+    lean,Tokens = text.lean(text.train.text),text.Tokens
+    tells(text, 'check_alphabet', 'lean', [lean, Tokens(lean.vocab[:-1])],
+        [None, ..., lean.vocab, text.alphabet, Tokens.subwords(text.train.text, 200), Tokens([o for o in lean.vocab if len(o)>1 or o!='e'])], nothing=[])
