@@ -358,6 +358,219 @@ def hear_top_losses(
         print(f"{_file_name(x, o)}: {_name(y.decode(y.tfms(o)))}")
         display(x.tfms(o).hear(max_dur))
 
+# %% ../nbs/04_data.ipynb #e10d19ce
+_delimiters = {',':'comma', '\t':'tab', ';':'semicolon', '|':'bar'}
+
+def _file_text(fn, what):
+    "What is written in `fn`: UTF-8, or UTF-16 with its mark"
+    raw = fn.read_bytes()
+    try: text = raw.decode('utf-16' if raw[:2] in (codecs.BOM_UTF16_LE,codecs.BOM_UTF16_BE) else 'utf-8-sig')
+    except UnicodeDecodeError as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected {what} in UTF-8: save it as that") from e
+    if '\0' in text: raise ValueError(f"got {fn}, which cannot be read (it is no text), expected {what} in UTF-8")
+    return text
+
+def _rows(text, delimiter):
+    "Pairs of a row's first line and its cells, without the spaces around them, of all rows that hold something"
+    r,line = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True),1
+    for cells in r:
+        cells = [o.strip() for o in cells]
+        if any(cells): yield line,cells
+        line = r.line_num+1
+
+def _delimiter(text):
+    "What divides the first line of `text`"
+    first = next((o for o in text.splitlines() if o.strip()), '')
+    return next((o for o in _delimiters if len(next(csv.reader([first], delimiter=o)))>1), ',')
+
+# %% ../nbs/04_data.ipynb #0d501173
+def _check_names(fn, names, cols):
+    "Raise where the column names of the table `fn` lack one of `cols`, or have one twice"
+    if miss := sorted(set(cols)-set(names)): raise ValueError(f"got {fn} with the columns {names}, expected {' and '.join(miss)} too: name them in the first line")
+    twice = [o for i,o in enumerate(names) if o and o in names[:i]]
+    if twice: raise ValueError(f"got {fn} with the column {twice[0]!r} twice, expected each name once")
+
+def _even(fn, rows, n, delimiter):
+    "Cells of `rows`, each `n` long"
+    for line,cells in rows:
+        if any(cells[n:]): raise ValueError(f"got more cells than columns in line {line} of {fn}, expected quotes around a text that has a {_delimiters.get(delimiter, 'delimiter')}")
+        yield cells[:n] + ['']*(n-len(cells))
+
+def read_table(
+    fn:str|Path, # Csv file in UTF-8
+    *cols:str, # Columns that must be there
+    delimiter:str|None=None, # Between cells; None: comma, tab, semicolon or bar, whichever divides the first line
+    header:int|None=0, # Row of the columns' names; None: there is none, and they are numbers
+)->pd.DataFrame: # All of it text; the index is the line in the file
+    "The table in `fn`; raises `FileNotFoundError`, or `ValueError` for one that cannot be used"
+    fn,what = Path(fn).expanduser(),'a csv file' + (f" with the columns {' and '.join(cols)}" if cols else '')
+    if not fn.is_file(): raise FileNotFoundError(f"got {fn}, expected {what}: {'this is a folder' if fn.is_dir() else 'no such file'}")
+    text = _file_text(fn, what)
+    delimiter = delimiter or _delimiter(text)
+    try: rows = list(_rows(text, delimiter))
+    except csv.Error as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected {what}: is a quote not closed?") from e
+    if not rows: raise ValueError(f"got {fn}, which cannot be read (it is empty), expected {what}")
+    names,rows = (rows[header:][:1],rows[header+1:]) if header is not None else ([(0,list(range(max(len(c) for _,c in rows))))],rows)
+    if not rows: raise ValueError(f"got {fn} without a row, expected a row for each recording")
+    names = names[0][1]
+    _check_names(fn, names, cols)
+    return pd.DataFrame(_even(fn, rows, len(names), delimiter), columns=names, index=pd.Index([o for o,_ in rows], name='line'), dtype=str)
+
+# %% ../nbs/04_data.ipynb #051816cb
+def _nfc(o): return unicodedata.normalize('NFC', str(o).strip())
+
+def _clean(y):
+    "The label `y`, or several: text composed, without spaces around it and without empty ones"
+    if isinstance(y, str): return _nfc(y)
+    return [o for o in map(_clean, y) if not isinstance(o, str) or o] if isinstance(y, (list,tuple,set,L,np.ndarray)) else y
+
+def find_file(
+    folder:str|Path, # Where `name` starts from, unless it starts at the root
+    name:str, # As it is written in a table
+)->str: # The path, with slashes and accents as they are on the disk if the file is found so
+    "The file that a table names"
+    for o in (name, name.replace('\\', '/')):
+        path = Path(os.path.join(folder, o))
+        if path.exists(): return str(path)
+        spelt = Path(path.anchor)
+        for p in path.parts[bool(path.anchor):]:
+            forms = [spelt/q for q in (p, _nfc(p), unicodedata.normalize('NFD', p))]
+            spelt = next((q for q in forms if q.exists()), forms[0])
+        if spelt.exists(): return str(spelt)
+    return os.path.join(folder, name)
+
+# %% ../nbs/04_data.ipynb #6a796479
+_flags = dict.fromkeys(('1','1.0','yes','true'), 'valid') | dict.fromkeys(('0','0.0','no','false','','nan','none','<na>'), 'train')
+
+def read_split(
+    values:list, # A cell each: yes or no, 1 or 0, or the words train, valid and test
+    name:str='split', # The column's name, for messages
+)->list: # 'train', 'valid' or 'test' for each
+    "What a column says of which rows are held out; raises `ValueError` for folds, and for other words"
+    words = [str(o).strip().lower() for o in values]
+    for known in (_flags, dict(train='train', valid='valid', test='test')):
+        if set(words)<=known.keys(): return [known[o] for o in words]
+    if all(o.removesuffix('.0').isdigit() for o in words): raise ValueError(f"got the folds {', '.join(sorted(set(words))[:5])} in the column {name!r}, "
+        f"expected yes or no: choose one to hold out, as df.assign(valid=df[{name!r}]==1) does")
+    bad = next(o for o in values if str(o).strip().lower() not in ('train','valid','test',*(_flags if words[0] in _flags else ())))
+    raise ValueError(f"got {bad!r} in the column {name!r}, expected train, valid or test, or else yes or no in each row")
+
+def _splits(sides):
+    "Positions of the training and the held-out rows; warns where some are for the test"
+    tr,va,te = ([i for i,o in enumerate(sides) if o==k] for k in ('train','valid','test'))
+    if te: warnings.warn(f"got {len(te)} of {len(sides)} rows for the test: they are neither learnt from nor measured on here", AudioWarning)
+    return tr,va
+
+# %% ../nbs/04_data.ipynb #d112fd62
+def _class_of(tops, fn):
+    "The class of the file `fn`: the first folder below one of `tops`, or the one that it lies in"
+    inner = next((Path(fn).relative_to(o).parts for o in tops if Path(fn).is_relative_to(o)), ())
+    return inner[0] if len(inner)>1 else Path(fn).parent.name
+
+def _class_folders(tops):
+    "Files in the class folders in `tops`; raises where one holds no audio, warns of clips that lie elsewhere"
+    files = []
+    for top in tops:
+        for d in sorted(o for o in top.iterdir() if o.is_dir() and o.name[0]!='.'):
+            files += (fs := get_audio_files(d))
+            if not fs and d.name!='models': raise ValueError(f"got the class folder {d} with no audio in it: put clips there, or move it")
+        loose = get_audio_files(top, recurse=False)
+        if loose and not files: raise ValueError(f"got {top} without folders in it, which makes one class at most, expected a folder of sounds for each: {top/'dog'}, {top/'cat'}, ...")
+        if loose: warnings.warn(f"got {len(loose)} sounds that lie in no class folder, such as {loose[0]}: left out", AudioWarning)
+    deep = next((o for o in files for top in tops if o.is_relative_to(top) and len(o.relative_to(top).parts)>2), None)
+    if deep: warnings.warn(f"got folders within class folders, such as that of {deep}, which counts as {_class_of(tops, deep)}: a class is the first folder", AudioWarning)
+    return files
+
+def _tops(path, *names):
+    "The folders in `path` that hold class folders: those of `names` that are there, or itself"
+    return [o for o in (path/k for k in names) if o.is_dir()] or [path]
+
+# %% ../nbs/04_data.ipynb #6cbba9ab
+def _folder_labels(path):
+    "The table of the sounds in class folders"
+    tops = _tops(path, 'train', 'valid')
+    if len(tops)<2: tops = [path]
+    files = _class_folders(tops)
+    if not files: raise ValueError(f"got no sounds in {path}, expected a folder of sounds for each class: {path/'dog'}, {path/'cat'}, ...")
+    df = pd.DataFrame(dict(file=list(map(str, files)), label=[_nfc(_class_of(tops, o)) for o in files]))
+    return df.assign(split=[Path(o).relative_to(path).parts[0] for o in df.file]) if len(tops)>1 else df
+
+def _table_labels(fn):
+    "The table in `fn`, its files found and its labels clean"
+    df = _no_gaps(read_table(fn, 'file', 'label'), ['file','label'], fn)
+    said = [o for o in ('valid','split') if o in df]
+    if len(said)>1: raise ValueError(f"got the columns valid and split in {fn}, expected one of them: remove the other")
+    if 'fold' in df and not said: raise ValueError(f"got the column fold in {fn}, expected valid, with a yes where a row is held out: choose a fold, or remove the column")
+    df = df.assign(file=[find_file(fn.parent, o) for o in df.file], label=df.label.map(_nfc))
+    lost = [o for o in df.file if not os.path.isfile(o)]
+    if lost: raise FileNotFoundError(f"got {fn} with {len(lost)} of {len(df)} files missing, the first is {lost[0]}: names start from the table's folder")
+    return df[['file','label']].assign(**({'split':read_split(df[said[0]], said[0])} if said else {}))
+
+def read_labels(
+    source:str|Path, # Folder with a folder of sounds for each class (or with `train` and `valid` that have these), or a csv file: file,label[,valid or split]
+)->pd.DataFrame: # Columns `file, label`, and `split` where the source says what is held out
+    "Labelled sounds; raises `FileNotFoundError` or `ValueError` for what cannot be used"
+    src = Path(source).expanduser()
+    if not src.exists(): raise FileNotFoundError(f"got {src}, expected a folder of class folders or a csv file: check its name")
+    if src.is_dir(): return _folder_labels(src)
+    if src.suffix.lower() not in ('.csv','.tsv','.txt'): raise ValueError(f"got the file {src}, expected a folder of class folders or a csv file")
+    return _table_labels(src)
+
+def _no_gaps(df, cols, fn=None):
+    "`df`; `ValueError` for empty cells in `cols`"
+    for c in cols:
+        gaps = [i for i,o in enumerate(df[c]) if _is_gap(o)]
+        where = f"line {df.index[gaps[0]]}" if gaps and df.index.name=='line' else f"row {gaps[0]}" if gaps else ''
+        if gaps: raise ValueError(f"got {len(gaps)} empty cells in the column {c!r}{f' of {fn}' if fn else ''} (first in {where}), "
+            "expected a value for every clip: fill them, or drop the rows")
+    return df
+
+def _is_gap(o): return o is None or (not o.strip() if isinstance(o, str) else pd.api.types.is_scalar(o) and bool(pd.isna(o)))
+
+# %% ../nbs/04_data.ipynb #fc4c02be
+def _middle(fn, n=4096):
+    "Some bytes from the middle of `fn`, which tell most sounds apart"
+    with open(fn, 'rb') as f:
+        f.seek(os.stat(fn).st_size//2)
+        return f.read(n)
+
+def _whole(fn):
+    with open(fn, 'rb') as f: return hashlib.file_digest(f, 'sha1').digest()
+
+def _alike(idx, key):
+    "Those groups of `idx` of two or more that have one `key`"
+    res = {}
+    for i in idx: res.setdefault(key(i), []).append(i)
+    return [o for o in res.values() if len(o)>1]
+
+def _copies(files):
+    "Groups of positions in `files` with the same content; what is no file is passed over"
+    at = {i:os.stat(o) for i,o in enumerate(files) if isinstance(o, (str,Path)) and os.path.isfile(o)}
+    names = {(s.st_dev,s.st_ino):files[i] for i,s in at.items()}
+    seen = {f:cache(lambda o, f=f: f(names[o])) for f in (_middle,_whole)}
+    groups = _alike(at, lambda i: at[i].st_size)
+    for f in seen.values(): groups = [g for o in groups for g in _alike(o, lambda i: f((at[i].st_dev,at[i].st_ino)))]
+    return groups
+
+# %% ../nbs/04_data.ipynb #b5b7aaf2
+def _said_of(y): return tuple(sorted(map(str, y))) if isinstance(y, (list,tuple,set)) else y
+
+def check_distinct(
+    files:list, # Sounds; those that are no files are not looked at
+    splits:list, # Positions of the training and of the held-out ones
+    labels:list|None=None, # What each is called; None: not asked
+):
+    "Raise `ValueError` where a recording has two different labels; warn where one is on both sides of the split"
+    groups,tr,va = _copies(files),set(map(int, splits[0])),set(map(int, splits[1]))
+    for i,j in ((g[0],k) for g in groups for k in g if labels is not None):
+        if _said_of(labels[i])!=_said_of(labels[j]): raise ValueError(f"got {files[i]} labelled {labels[i]!r} and {files[j]} labelled {labels[j]!r}, "
+            "which is the same recording, expected one label: correct it, or leave both out")
+    both = [g for g in groups if tr & set(g) and va & set(g)]
+    if not both: return
+    a,b = (next(i for i in both[0] if i in o) for o in (tr, va))
+    n = len([i for g in both for i in g if i in va])
+    warnings.warn(f"got {n} of {len(va)} held-out recordings in the training too, such as {files[b]}, which is {files[a]}: "
+        "what is measured on them says nothing of new sounds, so leave copies out", AudioWarning)
+
 # %% ../nbs/04_data.ipynb #d512d8c6
 _delimiters = {',':'comma', '\t':'tab', ';':'semicolon', '|':'bar'}
 

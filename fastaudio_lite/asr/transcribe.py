@@ -6,9 +6,11 @@
 __all__ = ['step_dur', 'Transcriber', 'speech_chunks', 'Transcript', 'captions', 'Splice', 'find_words', 'alphabet', 'train_asr']
 
 # %% ../../nbs/17_transcribe.ipynb #bfd3b890
-import copy, warnings
+import copy, unicodedata, warnings
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
+from html import escape
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from ..audio import AudioError, AudioTensor, AudioWarning, audio_windows, dur2n,
 from ..classifier import heard
 from ..kinds import PretrainedError, Saved, Span, check_range, name_in, network, networks
 from ..spectrogram import FrontEnd
-from ..text import Tokens
+from ..text import Tokens, split_words
 
 # %% ../../nbs/17_transcribe.ipynb #c69c377c
 class Transcriber(Saved):
