@@ -8,13 +8,16 @@ __all__ = ['audio_extensions', 'AudioError', 'AudioWarning', 'dur2n', 'AudioTens
            'writing', 'save_audio', 'get_audio_files']
 
 # %% ../nbs/00_audio.ipynb #0f8c89ed
-import difflib, glob, io, math, os, re, time, uuid, warnings
-from contextlib import contextmanager, nullcontext, suppress
-from functools import wraps
+import difflib, glob, io, math, os, re, struct, sys, time, uuid, warnings
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import cache, reduce, wraps
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np, soundfile as sf, soxr, torch
+import numpy as np, soundfile as sf, soxr, torch, torch.nn.functional as F
 from fastai.torch_core import TensorBase
 from fastcore.all import L, patch
 from torch import Tensor
@@ -48,28 +51,57 @@ def _check_sr(sr):
         f"expected a whole number of Hz from {_sr_min} to {_sr_max}: 16000 suits speech")
 
 # %% ../nbs/00_audio.ipynb #0746eae2
-def _sounds(xs):
-    "All `AudioTensor`s in nested lists and tuples `xs`"
+_cats = torch.cat,torch.concat,torch.concatenate
+
+def _sounds(xs, cls=None):
+    "All `AudioTensor`s, or those of `cls`, in nested lists and tuples `xs`"
     res = []
     for o in xs:
-        if isinstance(o, AudioTensor): res.append(o)
-        elif isinstance(o, (list,tuple)): res += _sounds(o)
+        if isinstance(o, cls or AudioTensor): res.append(o)
+        elif isinstance(o, (list,tuple)): res += _sounds(o, cls)
     return res
 
 def _same_lens(wav, res):
-    "Rule 1: an outcome `res` of the same length has the valid samples of `wav`"
+    "An outcome `res` of the same length has the valid samples of `wav`"
     if wav.lens is None or res.ndim==0 or res.shape[-1]!=wav.shape[-1]: return None
     if isinstance(wav.lens, Tensor) and (res.ndim!=wav.ndim or len(res)!=len(wav)): return None
     return wav.lens.to(res.device) if isinstance(wav.lens, Tensor) else wav.lens
 
-def _join_lens(func, xs, dim=0):
-    "Rule 2: `torch.stack` of items and `torch.cat` of batches join the valid samples"
-    if dim!=0 or any(o.ndim!=(2 if func is torch.stack else 3) for o in xs): return None
+def _max_lens(a, b):
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor): return max(a, b)
+    return a.clamp(min=b) if isinstance(a, Tensor) else b.clamp(min=a)
+
+def _longest(wavs, res):
+    "Rule 1: an outcome `res` is valid as far as the longest of those `wavs` of its length that have `lens`"
+    lens = [_same_lens(o, res) for o in wavs if o.lens is not None and o.ndim and res.ndim and o.shape[-1]==res.shape[-1]]
+    return None if any(o is None for o in lens) or not lens else reduce(_max_lens, lens)
+
+def _joined(args, kwargs):
+    "What `torch.stack` or `torch.cat` is to join, and along which axis"
+    xs,*dim = [*args, *([kwargs['tensors']] if 'tensors' in kwargs else [])]
+    return xs,(dim or [kwargs.get('dim', kwargs.get('axis', 0))])[0]
+
+def _join_lens(func, args, kwargs, ndim):
+    "Rule 2: `torch.stack` of items of `ndim` axes and `torch.cat` of batches join what is valid"
+    xs,dim = _joined(args, kwargs)
+    if dim not in (0,-1-ndim) or any(o.ndim!=ndim+(func is not torch.stack) for o in xs): return None
     if func is torch.stack: return torch.tensor([_or_all(o) for o in xs], device=xs[0].device)
     return torch.cat([torch.as_tensor(_or_all(o), device=xs[0].device).expand(len(o)) for o in xs])
 
+def _evened(func, args, kwargs, ndim=2):
+    "`args` and `kwargs`, where `func` is to join batches of unequal length padded to the longest"
+    if func not in _cats: return args,kwargs
+    xs,dim = _joined(args, kwargs)
+    ok = dim in (0,-1-ndim) and all(hasattr(o, 'lens') and o.ndim==ndim+1 for o in xs)
+    if not ok or len({o.shape[-1] for o in xs})==1 or all(o.lens is None for o in xs): return args,kwargs
+    n,res = max(o.shape[-1] for o in xs),[]
+    for o in xs:
+        res.append(F.pad(o, (0,n-o.shape[-1])))
+        res[-1].lens = _or_all(o)
+    return (res,),{}
+
 # %% ../nbs/00_audio.ipynb #96454b64
-def _or_all(wav): return wav.shape[-1] if wav.lens is None else wav.lens
+def _or_all(wav): return wav.shape[-1] if getattr(wav, 'lens', None) is None else wav.lens
 
 def _slice_lens(lens, s, n):
     "Valid samples after the slice `s` of a time axis of `n` samples"
@@ -88,6 +120,37 @@ def _index_lens(wav, idx):
     if isinstance(lens, Tensor) and lens.ndim==0: lens = lens.item()
     return lens if len(idx)<ndim else _slice_lens(lens, idx[-1], wav.shape[-1])
 
+_moves = set('flip fliplr flipud roll rot90 index_select narrow split chunk tensor_split unbind transpose swapaxes swapdims '
+    'permute movedim moveaxis repeat expand squeeze unsqueeze'.split())
+_scrambles = set('sort msort gather take_along_dim'.split())
+
+def _marks(wav):
+    "True where the item or batch `wav` is valid, in its shape"
+    lens = torch.as_tensor(_or_all(wav), device=wav.device).reshape(-1, *[1]*(wav.ndim-1)) # (1 or B,1,...,1)
+    return (torch.arange(wav.shape[-1], device=wav.device) < lens).expand(wav.shape)
+
+def _first_marks(marks, ndim):
+    "Valid samples where `marks` `(C,T)` or `(B,C,T)` come first and agree over the channels, else None"
+    if marks.ndim not in (ndim,ndim+1) or not marks.numel(): return None
+    lens = marks.sum(-1).flatten(marks.ndim-ndim) # (C,) or (B,C)
+    first = torch.arange(marks.shape[-1], device=marks.device) < marks.sum(-1, keepdim=True)
+    if (first != marks).any() or (lens!=lens[...,:1]).any(): return None
+    return lens[...,0] if marks.ndim>ndim else lens[0].item()
+
+def _move_lens(func, args, kwargs, cls, ndim):
+    "Rule 4: what moves samples moves the marks of the valid ones"
+    def _marked(o): return _marks(o) if isinstance(o, cls) else o
+    res = func(*map(_marked, args), **{k:_marked(v) for k,v in kwargs.items()})
+    return [_first_marks(o, ndim) for o in ([res] if isinstance(res, Tensor) else res)]
+
+def _lens_after(func, outs, wavs, args, kwargs, cls, ndim):
+    "Valid samples of each of `outs`, which `func` made of `wavs`, whose items have `ndim` axes"
+    name = getattr(func, '__name__', '')
+    if all(o.lens is None for o in wavs) or name in _scrambles: return [None]*len(outs)
+    if func is torch.stack or func in _cats: return [_join_lens(func, args, kwargs, ndim)]
+    if name in _moves: return _move_lens(func, args, kwargs, cls, ndim)
+    return [_longest(wavs, o) if isinstance(o, Tensor) else None for o in outs]
+
 # %% ../nbs/00_audio.ipynb #a146f030
 _nowrap = get_default_nowrap_functions()
 
@@ -100,14 +163,13 @@ def _as_audio(res, wav, lens=None):
 
 def _rewrap(func, res, wavs, args, kwargs):
     "What an operation on `wavs` gave, as sound again"
-    wav = next((o for o in wavs if o.lens is not None), wavs[0])
-    if func in (torch.stack, torch.cat):
-        dim = args[1] if len(args)>1 else kwargs.get('dim', 0)
-        xs = _sounds(args[:1] or [kwargs['tensors']])
-        return _as_audio(res, wav, None if wav.lens is None else _join_lens(func, xs, dim))
-    if isinstance(res, AudioTensor): return res
-    if isinstance(res, Tensor): return _as_audio(res, wav, _same_lens(wav, res))
-    return type(res)([_as_audio(o, wav, _same_lens(wav, o)) if isinstance(o, Tensor) else o for o in res])
+    wav,outs = next((o for o in wavs if o.lens is not None), wavs[0]),[res] if isinstance(res, Tensor) else res
+    in_place = isinstance(res, AudioTensor)
+    if in_place and len(wavs)==1: return res
+    lens = _lens_after(func, outs, wavs, args, kwargs, AudioTensor, 2)
+    if in_place: res.lens = lens[0]
+    if isinstance(res, Tensor): return res if in_place else _as_audio(res, wav, lens[0])
+    return type(res)([_as_audio(o, wav, n) for o,n in zip(outs, lens)])
 
 # %% ../nbs/00_audio.ipynb #d10bf6af
 class AudioTensor(TensorBase):
@@ -131,6 +193,7 @@ class AudioTensor(TensorBase):
         kwargs = kwargs or {}
         wavs = _sounds(args) + (_sounds(kwargs.values()) if kwargs else [])
         if len(wavs) > 1: _one_sr(wavs)
+        args,kwargs = _evened(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             res = func(*args, **kwargs)
             if func in _nowrap or not isinstance(res, (Tensor,tuple,list)) or isinstance(res, torch.Size): return res
