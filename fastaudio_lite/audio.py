@@ -8,13 +8,16 @@ __all__ = ['audio_extensions', 'AudioError', 'AudioWarning', 'dur2n', 'AudioTens
            'writing', 'save_audio', 'get_audio_files']
 
 # %% ../nbs/00_audio.ipynb #0f8c89ed
-import difflib, glob, io, math, os, re, time, uuid, warnings
-from contextlib import contextmanager, nullcontext, suppress
-from functools import wraps
+import difflib, glob, io, math, os, re, struct, sys, time, uuid, warnings
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import cache, reduce, wraps
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np, soundfile as sf, soxr, torch
+import numpy as np, soundfile as sf, soxr, torch, torch.nn.functional as F
 from fastai.torch_core import TensorBase
 from fastcore.all import L, patch
 from torch import Tensor
@@ -48,28 +51,57 @@ def _check_sr(sr):
         f"expected a whole number of Hz from {_sr_min} to {_sr_max}: 16000 suits speech")
 
 # %% ../nbs/00_audio.ipynb #0746eae2
-def _sounds(xs):
-    "All `AudioTensor`s in nested lists and tuples `xs`"
+_cats = torch.cat,torch.concat,torch.concatenate
+
+def _sounds(xs, cls=None):
+    "All `AudioTensor`s, or those of `cls`, in nested lists and tuples `xs`"
     res = []
     for o in xs:
-        if isinstance(o, AudioTensor): res.append(o)
-        elif isinstance(o, (list,tuple)): res += _sounds(o)
+        if isinstance(o, cls or AudioTensor): res.append(o)
+        elif isinstance(o, (list,tuple)): res += _sounds(o, cls)
     return res
 
 def _same_lens(wav, res):
-    "Rule 1: an outcome `res` of the same length has the valid samples of `wav`"
+    "An outcome `res` of the same length has the valid samples of `wav`"
     if wav.lens is None or res.ndim==0 or res.shape[-1]!=wav.shape[-1]: return None
     if isinstance(wav.lens, Tensor) and (res.ndim!=wav.ndim or len(res)!=len(wav)): return None
     return wav.lens.to(res.device) if isinstance(wav.lens, Tensor) else wav.lens
 
-def _join_lens(func, xs, dim=0):
-    "Rule 2: `torch.stack` of items and `torch.cat` of batches join the valid samples"
-    if dim!=0 or any(o.ndim!=(2 if func is torch.stack else 3) for o in xs): return None
+def _max_lens(a, b):
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor): return max(a, b)
+    return a.clamp(min=b) if isinstance(a, Tensor) else b.clamp(min=a)
+
+def _longest(wavs, res):
+    "Rule 1: an outcome `res` is valid as far as the longest of those `wavs` of its length that have `lens`"
+    lens = [_same_lens(o, res) for o in wavs if o.lens is not None and o.ndim and res.ndim and o.shape[-1]==res.shape[-1]]
+    return None if any(o is None for o in lens) or not lens else reduce(_max_lens, lens)
+
+def _joined(args, kwargs):
+    "What `torch.stack` or `torch.cat` is to join, and along which axis"
+    xs,*dim = [*args, *([kwargs['tensors']] if 'tensors' in kwargs else [])]
+    return xs,(dim or [kwargs.get('dim', kwargs.get('axis', 0))])[0]
+
+def _join_lens(func, args, kwargs, ndim):
+    "Rule 2: `torch.stack` of items of `ndim` axes and `torch.cat` of batches join what is valid"
+    xs,dim = _joined(args, kwargs)
+    if dim not in (0,-1-ndim) or any(o.ndim!=ndim+(func is not torch.stack) for o in xs): return None
     if func is torch.stack: return torch.tensor([_or_all(o) for o in xs], device=xs[0].device)
     return torch.cat([torch.as_tensor(_or_all(o), device=xs[0].device).expand(len(o)) for o in xs])
 
+def _evened(func, args, kwargs, ndim=2):
+    "`args` and `kwargs`, where `func` is to join batches of unequal length padded to the longest"
+    if func not in _cats: return args,kwargs
+    xs,dim = _joined(args, kwargs)
+    ok = dim in (0,-1-ndim) and all(hasattr(o, 'lens') and o.ndim==ndim+1 for o in xs)
+    if not ok or len({o.shape[-1] for o in xs})==1 or all(o.lens is None for o in xs): return args,kwargs
+    n,res = max(o.shape[-1] for o in xs),[]
+    for o in xs:
+        res.append(F.pad(o, (0,n-o.shape[-1])))
+        res[-1].lens = _or_all(o)
+    return (res,),{}
+
 # %% ../nbs/00_audio.ipynb #96454b64
-def _or_all(wav): return wav.shape[-1] if wav.lens is None else wav.lens
+def _or_all(wav): return wav.shape[-1] if getattr(wav, 'lens', None) is None else wav.lens
 
 def _slice_lens(lens, s, n):
     "Valid samples after the slice `s` of a time axis of `n` samples"
@@ -88,6 +120,37 @@ def _index_lens(wav, idx):
     if isinstance(lens, Tensor) and lens.ndim==0: lens = lens.item()
     return lens if len(idx)<ndim else _slice_lens(lens, idx[-1], wav.shape[-1])
 
+_moves = set('flip fliplr flipud roll rot90 index_select narrow split chunk tensor_split unbind transpose swapaxes swapdims '
+    'permute movedim moveaxis repeat expand squeeze unsqueeze'.split())
+_scrambles = set('sort msort gather take_along_dim'.split())
+
+def _marks(wav):
+    "True where the item or batch `wav` is valid, in its shape"
+    lens = torch.as_tensor(_or_all(wav), device=wav.device).reshape(-1, *[1]*(wav.ndim-1)) # (1 or B,1,...,1)
+    return (torch.arange(wav.shape[-1], device=wav.device) < lens).expand(wav.shape)
+
+def _first_marks(marks, ndim):
+    "Valid samples where `marks` `(C,T)` or `(B,C,T)` come first and agree over the channels, else None"
+    if marks.ndim not in (ndim,ndim+1) or not marks.numel(): return None
+    lens = marks.sum(-1).flatten(marks.ndim-ndim) # (C,) or (B,C)
+    first = torch.arange(marks.shape[-1], device=marks.device) < marks.sum(-1, keepdim=True)
+    if (first != marks).any() or (lens!=lens[...,:1]).any(): return None
+    return lens[...,0] if marks.ndim>ndim else lens[0].item()
+
+def _move_lens(func, args, kwargs, cls, ndim):
+    "Rule 4: what moves samples moves the marks of the valid ones"
+    def _marked(o): return _marks(o) if isinstance(o, cls) else o
+    res = func(*map(_marked, args), **{k:_marked(v) for k,v in kwargs.items()})
+    return [_first_marks(o, ndim) for o in ([res] if isinstance(res, Tensor) else res)]
+
+def _lens_after(func, outs, wavs, args, kwargs, cls, ndim):
+    "Valid samples of each of `outs`, which `func` made of `wavs`, whose items have `ndim` axes"
+    name = getattr(func, '__name__', '')
+    if all(o.lens is None for o in wavs) or name in _scrambles: return [None]*len(outs)
+    if func is torch.stack or func in _cats: return [_join_lens(func, args, kwargs, ndim)]
+    if name in _moves: return _move_lens(func, args, kwargs, cls, ndim)
+    return [_longest(wavs, o) if isinstance(o, Tensor) else None for o in outs]
+
 # %% ../nbs/00_audio.ipynb #a146f030
 _nowrap = get_default_nowrap_functions()
 
@@ -100,14 +163,13 @@ def _as_audio(res, wav, lens=None):
 
 def _rewrap(func, res, wavs, args, kwargs):
     "What an operation on `wavs` gave, as sound again"
-    wav = next((o for o in wavs if o.lens is not None), wavs[0])
-    if func in (torch.stack, torch.cat):
-        dim = args[1] if len(args)>1 else kwargs.get('dim', 0)
-        xs = _sounds(args[:1] or [kwargs['tensors']])
-        return _as_audio(res, wav, None if wav.lens is None else _join_lens(func, xs, dim))
-    if isinstance(res, AudioTensor): return res
-    if isinstance(res, Tensor): return _as_audio(res, wav, _same_lens(wav, res))
-    return type(res)([_as_audio(o, wav, _same_lens(wav, o)) if isinstance(o, Tensor) else o for o in res])
+    wav,outs = next((o for o in wavs if o.lens is not None), wavs[0]),[res] if isinstance(res, Tensor) else res
+    in_place = isinstance(res, AudioTensor)
+    if in_place and len(wavs)==1: return res
+    lens = _lens_after(func, outs, wavs, args, kwargs, AudioTensor, 2)
+    if in_place: res.lens = lens[0]
+    if isinstance(res, Tensor): return res if in_place else _as_audio(res, wav, lens[0])
+    return type(res)([_as_audio(o, wav, n) for o,n in zip(outs, lens)])
 
 # %% ../nbs/00_audio.ipynb #d10bf6af
 class AudioTensor(TensorBase):
@@ -131,6 +193,7 @@ class AudioTensor(TensorBase):
         kwargs = kwargs or {}
         wavs = _sounds(args) + (_sounds(kwargs.values()) if kwargs else [])
         if len(wavs) > 1: _one_sr(wavs)
+        args,kwargs = _evened(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             res = func(*args, **kwargs)
             if func in _nowrap or not isinstance(res, (Tensor,tuple,list)) or isinstance(res, torch.Size): return res
@@ -234,7 +297,7 @@ def resample(
     x = wav.detach().cpu().float().reshape(-1, wav.shape[-1]).numpy()
     y = soxr.resample(np.ascontiguousarray(x.T), wav.sr, sr).T
     if not y.shape[-1]: y = x[:,:1]
-    y = torch.from_numpy(np.ascontiguousarray(y)).reshape(*wav.shape[:-1], -1).to(wav.device, wav.dtype)
+    y = _finite(torch.from_numpy(np.ascontiguousarray(y)), wav).reshape(*wav.shape[:-1], -1).to(wav.device, wav.dtype)
     return AudioTensor(y, **{**wav.__dict__, 'sr':sr, 'lens':_scale_lens(wav.lens, sr/wav.sr, y.shape[-1])})
 
 def _scale_lens(lens, k, n):
@@ -242,12 +305,32 @@ def _scale_lens(lens, k, n):
     if isinstance(lens, Tensor): return (lens*k + 0.5).long().clamp(min=1, max=n)
     return None if lens is None else min(max(dur2n(lens, k), 1), n)
 
-# %% ../nbs/00_audio.ipynb #88d0db1d
+# %% ../nbs/00_audio.ipynb #780c3d5c
+def _finite(res, wav):
+    "`res`, computed from `wav`; `AudioError` if that overflowed"
+    if res.isfinite().all(): return res
+    raise AudioError(f"got samples up to {wav.abs().max().item():.1e}, which overflow, "
+        "expected floats in [-1,1]: divide by the full scale")
+
+def _cancel(x):
+    "Do the channels of the sounds `x` `(...,C,T)` cancel each other, and which is the loudest?"
+    power,mixed = x.var(-1, unbiased=False),x.mean(-2).var(-1, unbiased=False) # (...,C) and (...)
+    lost = (mixed < power.sum(-1)/x.shape[-2]**2/20) & (power.amax(-1)>1e-8)
+    return lost & (x.shape[-1]>=32),power.argmax(-1)
+
+def _warn_cancel(name, level=3): warnings.warn(f"got channels that cancel each other in {name}, expected them to add up: "
+    "took the louder one; was a plug wired the wrong way round?", AudioWarning, level)
+
 def to_mono(
     wav:AudioTensor # Sound `(C,T)` or batch `(B,C,T)`
 )->AudioTensor: # `(1,T)` or `(B,1,T)`
-    "The mean of the channels"
-    return wav if wav.shape[-2]==1 else wav.mean(-2, keepdim=True)
+    "The mean of the channels; where they cancel each other, the loudest, with an `AudioWarning`"
+    if wav.shape[-2]==1: return wav
+    res,x = _finite(wav.mean(-2, keepdim=True), wav),wav.as_subclass(Tensor) # (...,1,T), (...,C,T)
+    lost,loudest = _cancel(x.detach().float())
+    if not lost.any(): return res
+    _warn_cancel('a sound')
+    return torch.where(lost[...,None,None], x.take_along_dim(loudest[...,None,None], -2), res)
 
 # %% ../nbs/00_audio.ipynb #a085463a
 _full_scale = {torch.int8:2**7, torch.int16:2**15, torch.int32:2**31}
@@ -281,41 +364,74 @@ def _check_samples(x, name='the sound'):
         bad = (~x.isfinite()).nonzero()
         raise AudioError(f"got {len(bad)} NaN or infinite samples in {name} (first at {bad[0,-1]}), "
             "expected numbers: see `torch.nan_to_num`")
+    if peak>_absurd: raise AudioError(f"got samples up to {peak:.1e} in {name}, "
+        "expected floats in [-1,1]: divide by the full scale, e.g. 32768 for 16-bit values")
     if peak>_too_loud: warnings.warn(f"{name} peaks at {peak:.0f}, expected floats in [-1,1]: "
         "divide by 32768 if these are 16-bit values", AudioWarning, 3)
     return x
 
-_too_loud = 16.
+_too_loud,_absurd = 16.,1e12 # Powers of what is larger overflow
+
+def _samples(x):
+    "The list `x` as an array in this machine's order of bytes"
+    x = np.array(x, ndmin=1)
+    if x.dtype.kind in 'US' or x.dtype==object and x.size and isinstance(x.flat[0], (str,os.PathLike)):
+        raise AudioError(f"got {x.size} names, which is no list of samples, expected one sound: load them one at a time")
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder('='))
 
 def _from_array(x, sr):
     "An `AudioTensor` from bare samples"
-    if sr is None: raise AudioError(f"got samples without a sample rate ({type(x).__name__}), "
-        "expected `sr_in=` with it: numbers do not know their rate")
-    try: x = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, ndmin=1))
-    except (TypeError,ValueError) as e: raise AudioError(f"got a {type(x).__name__} that is no list of samples ({e}), "
+    kind = type(x).__name__
+    try:
+        x = x.detach().cpu() if isinstance(x, Tensor) else _samples(x)
+        if sr is None: raise AudioError(f"got samples without a sample rate ({kind}), "
+            "expected `sr_in=` with it: numbers do not know their rate")
+        x = torch.as_tensor(x)
+    except AudioError: raise
+    except (TypeError,ValueError) as e: raise AudioError(f"got a {kind} that is no list of samples ({e}), "
         "expected a path, bytes, a file, an array or a tensor") from None
     return AudioTensor(_check_samples(_to_ct(_to_float(x)), 'the array'), sr=sr)
 
 # %% ../nbs/00_audio.ipynb #149d450d
-audio_extensions = '.wav','.flac','.ogg','.opus','.mp3','.aiff','.aif','.au'
+_common = '.wav','.flac','.ogg','.opus','.mp3','.aiff','.aif','.au'
+audio_extensions = *_common,'.oga','.wave','.bwf','.rf64','.w64','.aifc','.caf','.snd','.mpga','.mp2','.sph','.nist'
+
+_address = re.compile(r'([a-z][a-z0-9+.-]+):/+', re.I)
 
 def _check_path(fn):
     "`fn` as an existing file that is not empty, or an error that says what is near"
     fn = Path(fn).expanduser()
     if fn.is_dir(): raise AudioError(f"got the folder {fn}, "
         "expected a sound file: list its files with `get_audio_files`")
-    if not fn.is_file():
+    if not fn.exists():
+        if m := _address.match(str(fn)): raise AudioError(f"got the address {m[1]}://{str(fn)[m.end():]}, "
+            "which is not fetched, expected a file: download it first and give its name")
         near = difflib.get_close_matches(fn.name, os.listdir(fn.parent) if fn.parent.is_dir() else [])
         where = f"{'look into' if fn.parent.is_dir() else 'there is no folder'} {fn.parent}"
         hint = f"did you mean {' or '.join(near)}?" if near else where
         raise FileNotFoundError(f"got {fn}, expected an existing file: {hint}")
-    if not fn.stat().st_size: raise AudioError(f"got {fn}, which is empty (0 bytes), "
+    if fn.is_file() and not fn.stat().st_size: raise AudioError(f"got {fn}, which is empty (0 bytes), "
         "expected a sound file: copy or download it again")
     return fn
 
+@cache
+def _stdin():
+    "All of the standard input, kept since it comes but once"
+    if sys.stdin is None or sys.stdin.isatty(): raise AudioError("got - and nothing that is piped in, "
+        "expected a sound file through the standard input: e.g. `cat sound.wav | ...`")
+    return sys.stdin.buffer.read()
+
+def _from_path(fn):
+    "The name of the sound file `fn`, or a file with what comes through the pipe `fn`"
+    if str(fn)=='-': return io.BytesIO(_stdin())
+    fn = _check_path(fn)
+    if not fn.is_fifo(): return str(fn)
+    return io.BytesIO(_stdin() if os.path.samestat(fn.stat(), os.fstat(0)) else fn.read_bytes())
+
 def _source(src):
     "What libsndfile can open, and a name for messages"
-    if isinstance(src, (str,os.PathLike)): return str(fn := _check_path(src)),str(fn)
+    if isinstance(src, (str,os.PathLike)):
+        return _from_path(src),'the standard input' if str(src)=='-' else str(Path(src).expanduser())
     name = getattr(src, 'name', None) or f'the {type(src).__name__}'
     if hasattr(src, 'read'):
         if src.seekable(): src.seek(0)
@@ -326,82 +442,258 @@ def _source(src):
     return src,str(name)
 
 # %% ../nbs/00_audio.ipynb #36bdbbec
-_says_more = re.compile(r'^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)', re.M)
-_streamed = 0x7f000000
+class _Section(io.RawIOBase):
+    "The bytes `head`, then those of `file` from `start` to `stop`: what lies in a file, or reads otherwise than there"
+    def __init__(self, file, start=0, stop=None, head=b''):
+        super().__init__()
+        self.file,self.start,self.head,self.pos = file,start,head,0
+        self.size = len(head) + (file.seek(0, 2) if stop is None else stop) - start
 
-def _check_header(f, name):
-    "`AudioError` if the open file `f` is shorter than its header says; a stream's header says that it does not know"
-    m = _says_more.search(f.extra_info) if f.format in ('WAV','WAVEX','AIFF','AU') else None
-    if m and int(m[2]) < int(m[1]) < _streamed:
-        raise AudioError(f"got {name}, cut off: {m[2]} bytes of sound, "
-            f"expected the {m[1]} that its header names: copy or download it again")
-    if f.format=='OGG' and not _ogg_ends(f.name):
-        raise AudioError(f"got {name}, cut off: its end mark is missing: copy or download it again, "
-            "or re-encode what is there with `ffmpeg`")
-    _check_sr(f.samplerate)
+    def readable(self): return True
+    def seekable(self): return True
+    def tell(self): return self.pos
+    def seek(self, n, whence=0):
+        self.pos = max(n + (0, self.pos, self.size)[whence], 0)
+        return self.pos
 
-def _ogg_ends(src, n=2**17):
-    "Does the ogg file `src` end in a whole page with the end mark? (RFC 3533, section 6)"
-    f = open(src, 'rb') if isinstance(src, str) else src
-    at = f.tell()
-    f.seek(-min(n, f.seek(0, 2)), 2)
-    tail = f.read()
-    f.close() if isinstance(src, str) else f.seek(at)
+    def readinto(self, buf):
+        x = self.head[self.pos:self.pos+len(buf)]
+        at = self.pos+len(x)-len(self.head)
+        n = min(len(buf)-len(x), self.size-self.pos-len(x))
+        if n>0:
+            self.file.seek(self.start+at)
+            x += self.file.read(n)
+        buf[:len(x)] = x
+        self.pos += len(x)
+        return len(x)
+
+# %% ../nbs/00_audio.ipynb #7e9ecbb8
+# Of each container: first chunk, bytes of a name, format of a size, what it counts too much, alignment, size of no sound
+_layouts = {b'RIFF': (12,4,'<I',0,2,0), b'RIFX': (12,4,'>I',0,2,0), b'RF64': (12,4,'<I',0,2,0), b'FORM': (12,4,'>I',0,2,8),
+    b'caff': (8,4,'>q',0,1,4), b'riff': (40,16,'<q',24,8,0)}
+
+def _chunks(file, at, n_id, fmt, extra, align, _):
+    "Name, place of the size, size and start of each chunk of `file` from `at` on"
+    end,n = file.seek(0, 2),n_id+struct.calcsize(fmt)
+    size = 0
+    while size>=0 and at+n<=end:
+        file.seek(at)
+        head = file.read(n)
+        size = struct.unpack(fmt, head[n_id:])[0] - extra
+        yield head[:4],at+n_id,size,at+n
+        at += n + size + -size%align
+
+class _Size(NamedTuple):
+    "What a header says of the size of its sound: `size` bytes from `start`, written at `at`; is all known of what follows?"
+    at:int
+    fmt:str
+    size:int
+    start:int
+    layout:tuple
+
+def _sound_size(file, head):
+    "The `_Size` in `file`, which begins with `head`; None where it names none"
+    if len(head)<12: return None
+    if head[:4] in (b'.snd',b'dns.'):
+        fmt = '>I' if head[:1]==b'.' else '<I'
+        start,size = (struct.unpack(fmt, head[i:i+4])[0] for i in (4,8))
+        return _Size(8, fmt, size, start, None)
+    layout,long = _layouts.get(head[:4]),None
+    for name,at,size,start in islice(_chunks(file, *layout), 1000) if layout else ():
+        if name==b'ds64': long = start+8 # The size of an RF64's sound
+        if name not in (b'data',b'SSND',b'BODY'): continue
+        if size!=0xffffffff or long is None: return _Size(at, layout[2], size, start, layout)
+        file.seek(long)
+        return _Size(long, '<q', int.from_bytes(file.read(8), 'little', signed=True), start, layout)
+
+def _all_chunks(file, s):
+    "Do only chunks follow the sound of size `s`?"
+    at = s.start + s.size + (-s.size%s.layout[4] if s.layout else 0)
+    end = file.seek(0, 2)
+    if end-at < 8 or s.layout is None: return end-at < 8
+    name,_,size,start = next(_chunks(file, at, *s.layout[1:]), (b'',0,0,0))
+    return bool(re.fullmatch(rb'[ -~]{4}', name)) and name not in _layouts and 0<=size<=end-start+8
+
+def _unknown(s, there, known):
+    "Does the header leave the size of its sound open: no bytes where some follow, all ones, or the largest number?"
+    if s.size <= (s.layout[5] if s.layout else 0): return there>max(s.size, 0) and not known
+    if s.size<=there: return False
+    return s.size>=2**62 if s.fmt[1]=='q' else 0x7f000000<=s.size<2**31 or s.size>=2**32-256
+
+def _resized(file, s, there):
+    "`file`, with `there` as the size of its sound"
+    file.seek(0)
+    head = bytearray(file.read(s.start))
+    n = there + (s.layout[3] if s.layout else 0)
+    struct.pack_into(s.fmt, head, s.at, n if s.fmt[1]=='q' else min(n, 2**32-1))
+    return _Section(file, s.start, None, bytes(head))
+
+def _sized(file, s, name):
+    "`file`, corrected where its header is a little wrong or knows nothing; an `AudioError` where it was cut off"
+    there = file.seek(0, 2) - s.start
+    known = s.size>there or _all_chunks(file, s)
+    if _unknown(s, there, known): return _resized(file, s, there)
+    short = s.size-there
+    if short > min(128, there): raise AudioError(f"got {name}, cut off: {there} bytes of sound, "
+        f"expected the {s.size} that its header names: copy or download it again")
+    if short>0: warnings.warn(f"{name} ends {short} bytes before its header says: took what is there", AudioWarning, 2)
+    elif not known and -short > max(s.size/20, 1000): warnings.warn(f"{name} holds {-short} bytes behind the {s.size} of sound "
+        "that its header names, which were passed over: was the recording interrupted, or another added?", AudioWarning, 2)
+    return _resized(file, s, there) if short>0 else file
+
+# %% ../nbs/00_audio.ipynb #d655bdc3
+_begins = {b'OggS': (re.compile(rb'OggS\0[\x02\x06]', re.S), 6), b'fLaC': (re.compile(rb'fLaC[\0\x80]\0\0\x22', re.S), 8)}
+
+def _matches(file, pattern, n):
+    "Where in `file` the `pattern` of `n` bytes occurs"
+    file.seek(0)
+    at,tail = 0,b''
+    while x := tail+file.read(2**20):
+        if len(x)<n: return
+        yield from (at+m.start() for m in pattern.finditer(x))
+        at,tail = at+len(x)-n+1,x[len(x)-n+1:]
+
+def _page_end(file, at):
+    "Where the ogg page at `at` ends (RFC 3533, section 6)"
+    file.seek(at+26)
+    n = sum(file.read(1))
+    return at + 27 + n + sum(file.read(n))
+
+def _links(file, magic):
+    "The recordings that lie in `file` one behind the other"
+    at = list(_matches(file, *_begins[magic])) or [0]
+    if magic==b'OggS': at = [b for a,b in zip([-1,*at], at) if a<0 or _page_end(file, a)!=b] # Streams of one recording begin together
+    return [file] if len(at)<2 else [_Section(file, a, b) for a,b in zip([0,*at[1:]], [*at[1:],None])]
+
+def _ogg_ends(file, n=2**17):
+    "Does the ogg `file` end in a whole page with the end mark?"
+    file.seek(-min(n, file.seek(0, 2)), 2)
+    tail = file.read()
     page = tail[tail.rfind(b'OggS'):]
     size = 27 + sum(page[26:27]) + sum(page[27:27+sum(page[26:27])])
     return bool(sum(page[5:6]) & 4) and size<=len(page)
+
+class _Chain:
+    "Sound files one behind the other, read as one"
+    exact = False
+    def __init__(self, fs, name):
+        self.fs,f = list(fs),fs[0]
+        kinds = {(o.samplerate,o.channels) for o in fs}
+        if len(kinds)>1: raise AudioError(f"got {name}, which holds {len(fs)} recordings of different kinds (Hz, channels: "
+            f"{sorted(kinds)}), expected one kind: split it, e.g. with `ffmpeg`")
+        self.samplerate,self.channels,self.format = f.samplerate,f.channels,f.format
+        self.frames = sum(o.frames for o in fs)
+
+    def read(self, n, **kwargs):
+        while len(self.fs)>1 and not len(x := self.fs[0].read(n, **kwargs)): self.fs.pop(0)
+        return x if len(self.fs)>1 else self.fs[0].read(n, **kwargs)
+
+# %% ../nbs/00_audio.ipynb #a6a84960
+_no_tag = b'ID3\4\0\0\0\0\0\x0a' + bytes(10)
+_no_length = 2**36-1
+
+class _Straight(sf.SoundFile):
+    "A sound file that is read straight on: soundfile else seeks after each block, which not every codec can"
+    def seekable(self): return False
+    @property
+    def exact(self):
+        "Can it jump to a sample? mp3 and ogg may miss by a page"
+        return super().seekable() and self.format not in ('MP3','OGG') and self.frames<_no_length
+
+def _is_mp3(head): return head[:3]==b'ID3' or (head[:1]==b'\xff' and head[1:2]>=b'\xe0')
+
+def _sections(file, src, name):
+    "What libsndfile is to read of the open `file` of `src`: most often `src` itself"
+    file.seek(0)
+    head = file.read(64)
+    file.seek(0)
+    if head[:4] in _begins:
+        files = _links(file, head[:4])
+        if head[:4]==b'OggS' and not all(map(_ogg_ends, files)): raise AudioError(f"got {name}, cut off: "
+            "its end mark is missing: copy or download it again, or re-encode what is there with `ffmpeg`")
+    elif head[:7]==b'NIST_1A': files = [_check_sphere(file, name)]
+    elif _is_mp3(head): return [file if head[:3]==b'ID3' else _Section(file, head=_no_tag)] # `_check_rest` asks how far it was read
+    else: files = [_sized(file, s, name) if (s := _sound_size(file, head)) else file]
+    file.seek(0)
+    return [src if o is file else o for o in files]
+
+def _check_sphere(file, name):
+    "The SPHERE `file`; an `AudioError` if it holds less than its header, a text, says"
+    text = file.read(2**14)
+    def _int(key, default=1): return int(m[1]) if (m := re.search(rb'%b -i (\d+)' % key, text)) else default
+    need = _int(b'sample_count', 0)*_int(b'channel_count')*_int(b'sample_n_bytes')
+    there = file.seek(0, 2) - int(text[8:16] if text[8:16].strip().isdigit() else 1024)
+    if there<need: raise AudioError(f"got {name}, cut off: {there} bytes of sound, "
+        f"expected the {need} that its header names: copy or download it again")
+    return file
 
 @contextmanager
 def _open(src):
     "The open sound file `src` and its name; what libsndfile cannot read is an `AudioError`"
     src,name = _source(src)
-    is_mp3 = isinstance(src, str) and src.lower().endswith('.mp3') # `_check_rest` asks how far it was read
     try:
-        with open(src, 'rb') if is_mp3 else nullcontext(src) as file, sf.SoundFile(file) as f:
-            _check_header(f, name)
+        with ExitStack() as stack:
+            file = stack.enter_context(open(src, 'rb') if isinstance(src, str) else nullcontext(src))
+            fs = [stack.enter_context(_Straight(o)) for o in _sections(file, src, name)]
+            f = fs[0] if len(fs)==1 else _Chain(fs, name)
+            _check_sr(f.samplerate)
+            if f.format=='VOC' and 'truncated' in f.extra_info: raise AudioError(f"got {name}, cut off: copy or download it again")
             yield f,name
     except sf.LibsndfileError as e:
         raise AudioError(f"cannot read {name}: damaged, or no sound ({e.error_string.strip(' .')}); expected one of "
-            f"{' '.join(audio_extensions)}: convert other formats, e.g. `ffmpeg -i sound.m4a sound.wav`") from None
+            f"{' '.join(_common)}: convert other formats, e.g. `ffmpeg -i sound.m4a sound.wav`") from None
 
 # %% ../nbs/00_audio.ipynb #f94ef6ec
-def _blocks(f, n, name, size=2**20):
+def _blocks(f, n, name):
     "Up to `n` frames of the open file `f` as blocks `(T,C)`: a header that lies about its length allocates nothing"
-    want = n
-    while n>0:
-        x = f.read(min(n, size), dtype='float32', always_2d=True)
-        if not len(x): break
+    want,size = n,max(2**18//f.channels, 1)
+    while n>0 and len(x := f.read(min(n, size), dtype='float32', always_2d=True)):
         n -= len(x)
         yield x
     if f.format=='MP3':
         n = n if n > want/20 else 0
-        if not n and f.tell()>=f.frames and hasattr(f.name, 'tell'): _check_rest(f.name, name)
-    if n: raise AudioError(f"got {name}, cut off: {want-n} samples, "
+        if not n and f.tell()>=f.frames: _check_rest(f.name, name)
+    if n and f.frames<_no_length: raise AudioError(f"got {name}, cut off: {want-n} samples, "
         f"expected the {want} that its header names: copy or download it again")
 
 def _check_rest(file, name):
     "`AudioError` if over a twentieth of an mp3 lies behind what was read: without an index its length is a guess"
     at = file.tell()
     size = file.seek(0, 2)
-    if size-at > max(size/20, 2**15): raise AudioError(f"got {name}, an mp3 without an index, "
+    if size-at > max(size/20, 2**15): raise AudioError(f"got {name}, an mp3 without an index, or several in one file, "
         f"of which {size-at} of {size} bytes would be lost: convert it, e.g. `ffmpeg -i sound.mp3 sound.wav`")
     file.seek(at)
 
 def _skip(f, n, name):
-    "Move the open file `f` to sample `n`; mp3 and ogg are decoded up to there, as their seeks may miss by a page"
+    "Move the open file `f` to sample `n`; what cannot jump there exactly is decoded up to there"
     if n>=f.frames: raise AudioError(f"got start={n/f.samplerate:.3f} s in {name}, "
         f"expected less than its {f.frames/f.samplerate:.3f} s")
-    if f.format not in ('MP3','OGG'): f.seek(n)
+    if f.exact: f.seek(n)
     else: any(False for _ in _blocks(f, n, name))
 
 # %% ../nbs/00_audio.ipynb #83bbf800
-def _from_file(src, start=0., dur=None):
-    "An `AudioTensor` with all channels of `dur` seconds of a file from `start`"
+def _mixed(blocks, mono, name):
+    "Blocks `(T,C)` as `(C,T)`, or `(1,T)`: channels are mixed as they come, so that many need no more memory than one"
+    loudest = None
+    for x in blocks:
+        x = torch.from_numpy(np.ascontiguousarray(x.T)) # (C,T)
+        if not mono or len(x)==1:
+            yield x
+            continue
+        lost,i = _cancel(x)
+        if lost and loudest is None:
+            _warn_cancel(name)
+            loudest = i.item() # From here on
+        yield x.mean(0, keepdim=True) if loudest is None else x[loudest:loudest+1].clone()
+
+def _from_file(src, start=0., dur=None, mono=False):
+    "An `AudioTensor` with all channels, or their mix, of `dur` seconds of a file from `start`"
     with _open(src) as (f,name):
-        if start: _skip(f, dur2n(start, f.samplerate), name)
-        n = f.frames-f.tell() if dur is None else min(dur2n(dur, f.samplerate), f.frames-f.tell())
-        xs = list(_blocks(f, n, name)) or [np.zeros((0,1), 'float32')]
-        x = torch.from_numpy(np.ascontiguousarray((xs[0] if len(xs)==1 else np.concatenate(xs)).T)) # (C,T)
+        first = dur2n(start, f.samplerate)
+        if first: _skip(f, first, name)
+        n = f.frames-first if dur is None else min(dur2n(dur, f.samplerate), f.frames-first)
+        xs = list(_mixed(_blocks(f, n, name), mono, name)) or [torch.zeros(1, 0)]
+        x = xs[0] if len(xs)==1 else torch.cat(xs, -1) # (C,T)
         return AudioTensor(_check_samples(x, name), sr=f.samplerate)
 
 # %% ../nbs/00_audio.ipynb #93827017
@@ -422,6 +714,25 @@ def _cut(wav, start, dur):
     return wav[:, i:] if dur is None else wav[:, i:i+dur2n(dur, wav.sr)]
 
 # %% ../nbs/00_audio.ipynb #9a52db08
+@contextmanager
+def _fits():
+    "A sound for which there is no memory is an `AudioError`"
+    try: yield
+    except (MemoryError,RuntimeError) as e:
+        if isinstance(e, RuntimeError) and 'allocate memory' not in str(e): raise
+        raise AudioError("got a sound that is longer than the free memory, expected one that fits: "
+            "take a part with `dur`, or `audio_windows`") from None
+
+def _unpacked(src, sr_in):
+    "The sound and its rate in a pair, or in a dict as Hugging Face's data sets give it"
+    if isinstance(src, tuple) and len(src)==2: return src if np.ndim(src[1])==0 else src[::-1]
+    if not isinstance(src, Mapping): return src,sr_in
+    if src.get('array') is not None: return src['array'],src.get('sampling_rate', sr_in)
+    for k in 'bytes','path':
+        if src.get(k): return src[k],sr_in
+    raise AudioError(f"got a dict of {', '.join(map(str, src))}, "
+        "expected array and sampling_rate, or bytes, or path: take the column with the sound")
+
 def _check_span(start, dur):
     "`AudioError` unless the span begins at or after 0 s and lasts longer than 0 s"
     if not start>=0: raise AudioError(f"got start={start}, expected 0 s or more: count from the beginning of the sound")
@@ -430,7 +741,7 @@ def _check_span(start, dur):
 
 # %% ../nbs/00_audio.ipynb #7dd1da76
 def load_audio(
-    src, # Path, bytes, file object, array, tensor, list, `AudioTensor` or pair of array and rate (either order)
+    src, # Path ('-': standard input), bytes, file, array, tensor, list, `AudioTensor`, pair of array and rate, or dict of these
     sr:int|None=None, # Wanted sample rate in Hz (None: keep)
     mono:bool=True, # Mix the channels to one?
     sr_in:int|None=None, # Sample rate in Hz of bare samples; files and `AudioTensor`s know theirs
@@ -440,16 +751,16 @@ def load_audio(
     "Any sound as an `AudioTensor`: integers to floats, channels first, mono, resampled; else an `AudioError`"
     sr,sr_in = _check_sr(sr),_check_sr(sr_in)
     _check_span(start, dur)
-    if isinstance(src, tuple) and len(src)==2:
-        src,sr_in = src if np.ndim(src[1])==0 else src[::-1]
-        sr_in = _check_sr(sr_in)
-    if _is_file(src): wav = _from_file(src, start, dur)
-    else: wav = _from_audio(src, sr_in) if isinstance(src, AudioTensor) else _from_array(src, sr_in)
-    if sr_in not in (None,wav.sr): raise AudioError(f"got sr_in={sr_in} for a sound at {wav.sr} Hz: "
-        "leave `sr_in` out, or ask for another rate with `sr`")
-    if not _is_file(src) and (start or dur is not None): wav = _check_samples(_cut(wav, start, dur))
-    if mono: wav = to_mono(wav)
-    return wav if sr is None else resample(wav, sr)
+    src,sr_in = _unpacked(src, sr_in)
+    sr_in = _check_sr(sr_in)
+    with _fits():
+        if _is_file(src): wav = _from_file(src, start, dur, mono)
+        else: wav = _from_audio(src, sr_in) if isinstance(src, AudioTensor) else _from_array(src, sr_in)
+        if sr_in not in (None,wav.sr): raise AudioError(f"got sr_in={sr_in} for a sound at {wav.sr} Hz: "
+            "leave `sr_in` out, or ask for another rate with `sr`")
+        if not _is_file(src) and (start or dur is not None): wav = _check_samples(_cut(wav, start, dur))
+        if mono: wav = to_mono(wav)
+        return wav if sr is None else resample(wav, sr)
 
 # %% ../nbs/00_audio.ipynb #f33414bc
 class AudioInfo(NamedTuple):
@@ -463,46 +774,53 @@ class AudioInfo(NamedTuple):
 def audio_info(
     src # Path, bytes or file object
 )->AudioInfo: # `sr`, `n_samples`, `n_channels`, `dur`, `format`
-    "What the header of `src` says, without decoding it"
-    with _open(src) as (f,_): return AudioInfo(f.samplerate, f.frames, f.channels, f.frames/f.samplerate, f.format)
+    "What the header of `src` says; only a stream of unknown length is decoded for it"
+    with _open(src) as (f,name):
+        n = f.frames if f.frames<_no_length else sum(map(len, _blocks(f, f.frames, name)))
+        return AudioInfo(f.samplerate, n, f.channels, n/f.samplerate, f.format)
 
 # %% ../nbs/00_audio.ipynb #ce50ba24
-def _mono_blocks(src, sr):
-    "The sound file `src` as mono blocks `(T,)` at `sr`, resampled as they come; yields the rate first"
+def _file_blocks(src, sr, mono):
+    "The sound file `src` as blocks `(C,T)` at `sr`, mixed and resampled as they come; yields the rate first"
     with _open(src) as (f,name):
         out = f.samplerate if sr is None else sr
         yield out
-        rs = None if out==f.samplerate else soxr.ResampleStream(f.samplerate, out, 1)
-        for x in _blocks(f, f.frames, name, 2**16):
-            x = _check_samples(torch.from_numpy(x.T).mean(0, keepdim=True), name)[0].numpy()
-            yield x if rs is None else rs.resample_chunk(x)
-        if rs: yield rs.resample_chunk(np.zeros(0, 'float32'), last=True)
+        chs = 1 if mono else f.channels
+        rs = None if out==f.samplerate else soxr.ResampleStream(f.samplerate, out, chs)
+        for x in _mixed(_blocks(f, f.frames, name), mono, name):
+            x = _check_samples(x, name).numpy()
+            yield x if rs is None else rs.resample_chunk(np.ascontiguousarray(x.T)).reshape(-1, chs).T
+        if rs: yield rs.resample_chunk(np.zeros((0,chs), 'float32'), last=True).reshape(-1, chs).T
 
 def _windows(blocks, win, hop):
     "Windows of `win` samples every `hop` from `blocks`; the last is shorter if samples are left that no window held"
-    buf,k = np.zeros(0, 'float32'),0
+    buf,k = next(blocks),0 # (C,T)
     for x in blocks:
-        buf = np.concatenate([buf, x])
-        while len(buf)>=max(win, hop):
-            yield buf[:win]
-            buf,k = buf[hop:],k+1
-    if len(buf) > (max(win-hop, 0) if k else 0): yield buf[:win]
+        while buf.shape[-1]>=max(win, hop):
+            yield buf[:, :win]
+            buf,k = buf[:, hop:],k+1
+        buf = np.concatenate([buf, x], -1)
+    while buf.shape[-1]>=max(win, hop):
+        yield buf[:, :win]
+        buf,k = buf[:, hop:],k+1
+    if buf.shape[-1] > (max(win-hop, 0) if k else 0): yield buf[:, :win]
 
 def audio_windows(
     src, # Path, bytes or file object; whatever else `load_audio` takes
     win_dur:float, # Length of a window in s
     hop_dur:float|None=None, # From one window's beginning to the next, in s (None: `win_dur`, no overlap)
-    sr:int|None=None # Wanted sample rate in Hz (None: keep)
-): # Generator of `AudioTensor (1,T)`; the last is padded with zeros, its `lens` says how much is sound
-    "Mono windows of a long sound, read and resampled in blocks: memory stays bounded whatever the length"
+    sr:int|None=None, # Wanted sample rate in Hz (None: keep)
+    mono:bool=True # Mix the channels to one?
+): # Generator of `AudioTensor (C,T)`; the last is padded with zeros, its `lens` says how much is sound
+    "Windows of a long sound, read and resampled in blocks: memory stays bounded whatever the length"
     if not win_dur>0 or not (hop_dur is None or hop_dur>0):
         raise AudioError(f"got win_dur={win_dur}, hop_dur={hop_dur}, expected more than 0 s")
-    if _is_file(src): blocks = _mono_blocks(src, _check_sr(sr))
-    else: blocks = iter([(wav := load_audio(src, sr)).sr, wav[0].numpy()])
+    if _is_file(src): blocks = _file_blocks(src, _check_sr(sr), mono)
+    else: blocks = iter([(wav := load_audio(src, sr, mono)).sr, wav.numpy()])
     sr = next(blocks)
     win = max(dur2n(win_dur, sr), 1)
     for x in _windows(blocks, win, win if hop_dur is None else max(dur2n(hop_dur, sr), 1)):
-        yield AudioTensor(np.pad(x, (0,win-len(x)))[None], sr=sr, lens=len(x))
+        yield AudioTensor(np.pad(x, ((0,0),(0,win-x.shape[-1]))), sr=sr, lens=x.shape[-1])
 
 # %% ../nbs/00_audio.ipynb #6cc86827
 def _envelope(x, n=4000):
@@ -548,7 +866,7 @@ def hear(self:AudioTensor,
     title:str='' # Shown above the player
 ): # IPython's `Audio`
     "A small player: mono, 16 bit, at most 16 kHz and `max_dur` seconds; samples beyond [-1,1] are clipped"
-    wav = to_mono(load_audio(self if self.ndim>1 else self[None]))
+    wav = load_audio((self if self.ndim>1 else self[None]).detach().cpu().float())
     if wav.dur>max_dur: title = f'{title} (first {max_dur:g} of {wav.dur:.1f} s)'.strip()
     wav = resample(wav[:, :dur2n(max_dur, wav.sr)], min(wav.sr, _hear_sr))
     buf = io.BytesIO()
@@ -566,18 +884,26 @@ AudioTensor.resample,AudioTensor.mono = resample,to_mono
 # %% ../nbs/00_audio.ipynb #049431ef
 def is_silent(
     wav:AudioTensor, # Sound `(C,T)`
-    floor_db:float=-80., # Peaks below this many dB of full scale count as silence
+    floor_db:float=-80., # Swings below this many dB of full scale count as silence, whatever constant they are about
     warn:bool=False # Raise an `AudioWarning` if it is?
 )->bool: # True for digital silence and for little more
     "Is there nothing to hear in `wav`?"
-    peak = wav.abs().max().item() if wav.numel() else 0.
+    if isinstance(getattr(wav, 'lens', None), int): wav = wav.trimmed()
+    peak = (wav.amax(-1)-wav.amin(-1)).max().item()/2 if wav.numel() else 0.
     res = peak < 10**(floor_db/20)
     if res and warn: warnings.warn(f"got silence (peak {peak:.1e}): was the microphone muted?", AudioWarning, 2)
     return res
 
+def _centered(x, win):
+    "`x` `(C,T)` without the constant that a cheap sound card adds: the mean of the quietest frame of `win` samples"
+    if x.shape[-1]<win: return x - x.mean(-1, keepdim=True)
+    frames = x.unfold(-1, win, win) # (C,frames,win)
+    i = frames.var(-1, unbiased=False).argmin(-1, keepdim=True) # (C,1)
+    return x - frames.mean(-1).gather(-1, i)
+
 def _frame_db(wav, win, hop):
     "Level of frames of `win` samples centred every `hop`, in dB below the loudest frame `(C,frames)`"
-    x = torch.nn.functional.pad(wav.as_subclass(Tensor), (win//2,win//2)).unfold(-1, win, hop) # (C,frames,win)
+    x = F.pad(_centered(wav.as_subclass(Tensor), win), (win//2,win//2)).unfold(-1, win, hop) # (C,frames,win)
     power = x.pow(2).mean(-1)
     return 10*(power.clamp(min=1e-10)/power.max().clamp(min=1e-10)).log10()
 
@@ -649,7 +975,7 @@ def _save_args(fn, subtype):
     "Format and subtype for the suffix of `fn`"
     fmt = _formats.get(fn.suffix[1:].lower())
     if fmt is None: raise AudioError(f"got the file name {fn.name}, "
-        f"expected it to end in one of {' '.join(audio_extensions)}")
+        f"expected it to end in one of {' '.join(_common)}")
     if subtype is None: subtype = 'OPUS' if fn.suffix.lower()=='.opus' else sf.default_subtype(fmt)
     if not sf.check_format(fmt, subtype): raise AudioError(f"got subtype={subtype!r} for {fn.suffix}, "
         f"expected one of {' '.join(sf.available_subtypes(fmt))}")
@@ -669,7 +995,7 @@ def save_audio(
     peak = wav.abs().max().item()
     if peak>1 and kw['subtype'] not in ('FLOAT','DOUBLE'):
         warnings.warn(f"clipped a sound that peaks at {peak:.2f} in {fn.name}, expected [-1,1]", AudioWarning, 2)
-    x = wav.detach().cpu().numpy().T # (T,C)
+    x = wav.detach().cpu().double().numpy().T # (T,C)
     if kw['subtype'] in _bits: x = _round(x, _bits[kw['subtype']])
     try:
         with writing(fn) as tmp: sf.write(str(tmp), x, wav.sr, **kw)
@@ -685,21 +1011,37 @@ def get_audio_files(
     recurse:bool=True, # Look into its folders too?
     folders:list|None=None # Names of the folders in `path` to look into (None: all)
 )->L: # Paths, sorted; hidden files and folders are left out
-    "Sound files in `path`, by their suffix (`audio_extensions`)"
+    "Sound files in `path`, by their suffix (`audio_extensions`), or by what is in them; warns of audio that cannot be read"
     path = Path(path).expanduser()
     if not path.is_dir(): raise FileNotFoundError(f"got {path}, "
         "expected an existing folder with sound files: check its name")
-    names = sorted(_audio_names(path, recurse, folders), key=lambda o: os.path.normcase(o).split(os.sep)) # As paths, and faster
+    others = Counter()
+    names = sorted(_audio_names(path, recurse, folders, others), key=lambda o: os.path.normcase(o).split(os.sep)) # As paths, and faster
+    if others: warnings.warn(f"passed over {', '.join(f'{n} {k}' for k,n in sorted(others.items()))} files in {path}, "
+        "expected sound that libsndfile reads: convert them, e.g. `ffmpeg -i sound.m4a sound.wav`", AudioWarning, 2)
     return L(map(Path, names))
 
-def _audio_names(path, recurse=True, folders=None):
-    "Yield the names of the sound files in `path`, as they come"
+_others = set('.m4a .m4b .mp4 .3gp .aac .ac3 .eac3 .dts .wma .webm .weba .mka .amr .awb .ape .wv .tta .mpc .spx .ra .qcp .dsf'.split())
+_sound_begins = re.compile(rb'(RIFF|RIFX|RF64|FORM)....(WAVE|AIF[FC]|8SVX)|fLaC|OggS|caff\x00\x01|\.snd\x00|NIST_1A|riff\.\x91|ID3[\2-\4]', re.S)
+
+def _is_audio(fn, others):
+    "Is `fn` a sound file? Its content decides where its suffix does not; counts the suffixes of audio that it is not"
+    suf = os.path.splitext(fn)[1].lower()
+    if suf in audio_extensions: return True
+    if suf and suf not in _others: return False
+    with suppress(OSError), open(fn, 'rb') as f:
+        if _sound_begins.match(f.read(16)): return True
+    if suf and others is not None: others[suf] += 1
+    return False
+
+def _audio_names(path, recurse=True, folders=None, others=None):
+    "Yield the names of the sound files in `path`, as they come; counts in `others` what else looks like audio"
     for d,ds,fs in os.walk(path, followlinks=True):
         top = Path(d)==Path(path)
         named = folders if top and folders else ds
         ds[:] = [o for o in ds if recurse and o in named and o[0]!='.' and not _loops(d, o)]
         if top and folders: continue
-        yield from (os.path.join(d, o) for o in fs if o[0]!='.' and os.path.splitext(o)[1].lower() in audio_extensions)
+        yield from (fn for o in fs if o[0]!='.' and _is_audio(fn := os.path.join(d, o), others))
 
 def _loops(d, o):
     "Is the folder `o` in `d` a link to `d` itself or to a folder around it?"

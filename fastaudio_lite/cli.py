@@ -563,11 +563,23 @@ def _save(learn, out, base, split, **counts):
     print(f'Written: {_short(save_pretrained(learn, out, figures))}\nAsk it: fastaudio-lite predict FILE --model {out}')
 
 # %% ../nbs/34_cli.ipynb #46ea445c
+class _Piped(bytes):
+    "A sound that came through a pipe, which can be read but once; as text it is the pipe's name"
+    def __str__(self): return self.name
+
+def _piped(name):
+    "What comes through the pipe `name`; - is the standard input"
+    _need(name!='-' or not sys.stdin.isatty(), "got - and nothing that is piped in, expected a sound: cat sound.wav | fastaudio-lite ...")
+    res = _Piped(sys.stdin.buffer.read() if name=='-' else Path(name).read_bytes())
+    res.name = name
+    return res
+
 def _sounds(names):
-    "The files named, and those in the folders named"
+    "The files named, and those in the folders named; what comes through a pipe is read"
     from fastaudio_lite.audio import get_audio_files
-    for o in map(Path, names):
-        if not o.is_dir(): yield o
+    for o in map(str, names):
+        if o=='-' or Path(o).is_fifo(): yield _piped(o)
+        elif not Path(o).is_dir(): yield o if '://' in o else Path(o)
         else:
             _need(fs := get_audio_files(o), f"got the folder {o} with no audio in it, expected sound files")
             yield from fs
@@ -810,7 +822,7 @@ def _write_down(tr, fn):
     "What `tr` hears in the file `fn`, ready for json"
     from fastaudio_lite.audio import audio_info
     total = int(audio_info(fn).dur)
-    def _show(s): _bar(min(int(s), total), total, Path(fn).name)
+    def _show(s): _bar(min(int(s), total), total, Path(str(fn)).name)
     try: t = tr.transcribe(fn, progress=_show if total>30 else None)
     finally:
         if total>30: _show(total) # fewer seconds may come than the header promises

@@ -52,26 +52,6 @@ def audio_collate(
     def _col(xs): return _stack(xs) if isinstance(xs[0], AudioTensor) else fa_collate(xs)
     return tuple(_col(list(xs)) for xs in zip(*samples))
 
-# %% ../nbs/04_data.ipynb #33e7c3e4
-def _fitted(xs):
-    "Batches `xs` padded to the longest, if all of them know their lengths"
-    n = max(o.shape[-1] for o in xs)
-    if any(not isinstance(getattr(o, 'lens', None), torch.Tensor) for o in xs): return xs
-    res = [F.pad(o, (0,n-o.shape[-1])) for o in xs]
-    for o,x in zip(res, xs): o.lens = x.lens
-    return res
-
-def _cat_fits(cls):
-    "Let `torch.cat` join batches of `cls` that differ in length"
-    inner = cls.__torch_function__.__func__
-    def _f(cls, func, types, args=(), kwargs=None):
-        dim = args[1] if len(args)>1 else (kwargs or {}).get('dim', 0)
-        if func is torch.cat and args and dim==0: args = _fitted(args[0]),*args[1:]
-        return inner(cls, func, types, args, kwargs)
-    cls.__torch_function__ = classmethod(_f)
-
-for o in AudioTensor,AudioSpectrogram: _cat_fits(o)
-
 # %% ../nbs/04_data.ipynb #54ab9ed3
 class AudioCache:
     "Decoded clips, kept in memory (`folder` is None) or on disk, where workers and later runs share them"

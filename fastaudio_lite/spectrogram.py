@@ -18,7 +18,8 @@ from fastcore.all import patch, store_attr
 from fasttransform import DisplayedTransform
 from torch import nn
 
-from .audio import AudioError, AudioTensor, AudioWarning, _index_lens, _keep_meta, _same_lens, dur2n, valid_mask
+from .audio import AudioError, AudioTensor, AudioWarning, dur2n, valid_mask
+from .audio import _evened, _index_lens, _keep_meta, _lens_after, _sounds
 
 # %% ../nbs/02_spectrogram.ipynb #92d3b1c3
 def _strided_frames(x, n_fft, hop, center=True, pad_mode='constant'):
@@ -77,18 +78,13 @@ def stft_power(
     return res.transpose(1,2).reshape(*x.shape[:-1], n_fft//2+1, -1)
 
 # %% ../nbs/02_spectrogram.ipynb #494a78a3
-def _specs(args):
-    "The `AudioSpectrogram`s among `args`, or in the list that they begin with"
-    args = args[0] if args and isinstance(args[0], (list,tuple)) else args
-    return [o for o in args if isinstance(o, AudioSpectrogram)]
-
-def _lens_after(func, args, kwargs, res):
-    "Valid frames of `res`, which `func` made"
-    xs = _specs(args)
-    if not xs: return None
-    if func not in (torch.stack,torch.cat): return _same_lens(xs[0], res)
-    if (args[1] if len(args)>1 else kwargs.get('dim', 0))!=0 or any(o.lens is None for o in xs): return None
-    return torch.tensor([o.lens for o in xs]) if func is torch.stack else torch.cat([o.lens for o in xs])
+def _set_lens(func, res, args, kwargs):
+    "`res`, which `func` made of spectrograms, with its valid frames: the rules of `AudioTensor`"
+    outs,specs = [res] if isinstance(res, torch.Tensor) else res,_sounds((args, *kwargs.values()), AudioSpectrogram)
+    if not isinstance(outs, (list,tuple)) or not any(getattr(o, 'lens', None) is not None for o in outs): return res
+    for o,n in zip(outs, _lens_after(func, outs, specs, args, kwargs, AudioSpectrogram, 3)):
+        if isinstance(o, AudioSpectrogram): o.lens = n
+    return res
 
 # %% ../nbs/02_spectrogram.ipynb #ba0cc003
 class AudioSpectrogram(TensorImageBase):
@@ -96,10 +92,8 @@ class AudioSpectrogram(TensorImageBase):
     sr,hop,scale,f_min,f_max,lens,htk,unit = None,None,'linear',0.,None,None,False,''
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        res = super().__torch_function__(func, types, args, kwargs)
-        for o in res if isinstance(res, (tuple,list)) else (res,):
-            if isinstance(o, AudioSpectrogram) and o.lens is not None: o.lens = _lens_after(func, args, kwargs or {}, o)
-        return res
+        args,kwargs = _evened(func, args, kwargs or {}, 3)
+        return _set_lens(func, super().__torch_function__(func, types, args, kwargs), args, kwargs)
 
     def __getitem__(self, i):
         res = super().__getitem__(i)

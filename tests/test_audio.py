@@ -34,7 +34,7 @@ def seed(): torch.manual_seed(0)
 copies = dict(clone=lambda w: w.clone(), deepcopy=copy.deepcopy, copy=copy.copy,
     pickle=lambda w: pickle.loads(pickle.dumps(w)), to=lambda w: w.to('cpu', copy=True), detach=lambda w: w.detach())
 news = {o: lambda w, o=o: getattr(w, o)(w.shape) for o in ('new_zeros','new_empty','new_ones')}
-maths = dict(mul=lambda w: w*2, rsub=lambda w: 1-w, plain_first=lambda w: torch.ones(w.shape)+w, flip=lambda w: w.flip(1),
+maths = dict(mul=lambda w: w*2, rsub=lambda w: 1-w, plain_first=lambda w: torch.ones(w.shape)+w,
     inplace=lambda w: w.clone().mul_(2), where=lambda w: torch.where(w>0, w, 0.), clamp=lambda w: torch.clamp(w, -1, 1),
     double=lambda w: w.double(), like=torch.zeros_like, full=lambda w: w.new_full(w.shape, 1.))
 ops = {**copies, **news, **maths}
@@ -93,6 +93,35 @@ def test_stack_cat_collate():
     assert torch.cat([b, b[..., :80].clone(), torch.stack([noise(80)])]).lens.tolist()==[80,50,80,50,80]
     assert torch.cat([b,b], dim=-1).lens is None and b.mean(0).lens is None
     assert torch.stack([noise(), noise()]).lens is None
+
+def test_a_sum_is_as_long_as_its_longest_part():
+    x,y = pad_audio([noise(80), noise(50)]),pad_audio([noise(60), noise(80)])
+    z = x.clone()
+    z += y
+    for res in x+y, y*x, torch.where(x>0, x, y), z: assert res.lens.tolist()==[80,80]
+    assert (x[1]+y[0]).lens==60 and (x + torch.ones(80)).lens.tolist()==[80,50]
+    assert (x/x.amax(-1, keepdim=True)).lens.tolist()==[80,50] # a factor for each item has no length
+    assert (x + AudioTensor(torch.randn(2, 1, 80), sr=8000)).lens.tolist()==[80,50] # noise below a batch
+
+def test_what_moves_samples_moves_lens():
+    b = pad_audio([noise(80), noise(50)])
+    for res in b.flip(0), torch.flip(b, (0,)), b.roll(1, 0), b.index_select(0, torch.tensor([1,0])): assert res.lens.tolist()==[50,80]
+    for res in b.flip(1), b.roll(1, 1), b.repeat(1, 2, 1): assert res.lens.tolist()==[80,50]
+    for res in b.flip(-1), b.roll(5, -1), b.sort(-1).values, b[1].flip(-1), torch.fliplr(b[1]): assert res.lens is None
+    assert [o.lens.tolist() for o in b.split(1)]==[[80],[50]] and [o.lens for o in b.unbind()]==[80,50]
+
+join_code = """
+import torch
+from fastaudio_lite.audio import AudioTensor, pad_audio
+a,b = (pad_audio([AudioTensor(torch.ones(1, n), sr=8000) for n in ns]) for ns in ((80,50),(30,20)))
+for res in torch.cat([a,b]), torch.cat(tensors=[a,b]), torch.concat((a,b), dim=-3):
+    assert res.shape==(4,1,80) and res.lens.tolist()==[80,50,30,20] and res[2:,:,30:].abs().max()==0
+"""
+
+def test_batches_of_unequal_length_are_joined():
+    "Whatever else was imported"
+    subprocess.run([sys.executable, '-c', join_code], check=True)
+    with pytest.raises(RuntimeError): torch.cat([torch.zeros(1,1,80), torch.zeros(1,1,30)])
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_workers(workers):
@@ -307,7 +336,7 @@ def test_lying_headers():
     for c in 0,60000: raises('.', load_audio, wav_with(22, c, '<H'))
     flac = bytearray(encode(np.random.randn(800)*0.1, fmt='FLAC'))
     flac[21] |= 0x0f
-    flac[22:26] = b'\xff'*4 # 68 billion samples
+    flac[22:26] = b'\x7f'*4 # 66 billion samples
     raises('cut off|damaged', load_audio, bytes(flac))
 
 @bad_seek

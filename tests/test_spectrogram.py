@@ -363,3 +363,11 @@ def test_mfcc_shape(): assert mfcc(torch.rand(2,1,40,9), 13).shape==(2,1,13,9)
 def test_db_per_clip():
     x = torch.tensor([1.,1e-6]).view(2,1,1,1).expand(2,1,1,2)*torch.tensor([1.,1e-5])
     assert np.allclose(to_db(x, 30).flatten(), [0,-30,-60,-90], atol=1e-3)
+
+def test_lens_of_sums_moves_and_joins():
+    def batch(*lens): return AudioSpectrogram(torch.rand(len(lens), 1, 4, max(lens)), sr=8000, hop=80, lens=torch.tensor(lens))
+    x,y,z = batch(9,5),batch(7,9),batch(4,3)
+    assert (x+y).lens.tolist()==[9,9] and x.flip(0).lens.tolist()==[5,9] and x.flip(2).lens.tolist()==[9,5]
+    assert x.flip(-1).lens is None and x.roll(1, -1).lens is None
+    both = torch.cat([x,z])
+    assert both.shape==(4,1,4,9) and both.lens.tolist()==[9,5,4,3] and both[2:,...,4:].abs().max()==0
