@@ -3,7 +3,7 @@
 #   make test LOCK=                 installs from the ranges in pyproject.toml, not from the tested set
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test real lab results sync lock clean ready install
+.PHONY: help demo test test-anywhere real lab results sync lock clean ready install
 
 PYTHON =
 LOCK = constraints.txt
@@ -35,7 +35,7 @@ ready: install
 endif
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 demo: ready ## train on spoken digits and hear, see and score the result
 	@$(quiet) .venv/bin/fastaudio-lite demo
@@ -44,6 +44,9 @@ test: ready ## notebooks, modules and style agree; run every notebook; run tests
 	@$(offline) $(py) tests/sync.py
 	@$(offline) .venv/bin/nbdev-test --n-workers 2 --do-print --timing
 	@$(offline) $(py) -m pytest tests -m "not real" -n 2
+
+test-anywhere: ready ## run lessons and tests as other processors, with more threads and with other seeds would (half an hour)
+	@$(offline) $(py) tests/anywhere.py
 
 real: ready ## run the quick tests that need the real data sets on the data path
 	@$(offline) $(py) -m pytest tests -m real
