@@ -49,8 +49,9 @@ def lesson(fn):
     text,code = ['\n\n'.join(_cells(nb, o)) for o in ('markdown', 'code')]
     facts = dict(re.findall(r'\*\*([^*]+)\*\*: (.*?)(?: · |$)', _search(r'^(\*\*CPU time\*\*: .*)', text)))
     time,download = facts.get('CPU time', '').split(' on ')[0],re.sub(r' \(.*', '', facts.get('download', ''))
-    title,module = _search(r'^# (.*)', text),_search(r'^#\| default_exp (\S+)', code)
-    return fn.name[:2], f'[{title}]({fn.name})', _search(r'^> (.*?)\.?$', text), module and f'`{module}`', time, download
+    title,modules = _search(r'^# (.*)', text),re.findall(r'^#\| (?:default_exp|export) (\S+)', code, re.M)
+    module = ', '.join(f'`{o}`' for o in dict.fromkeys(modules))
+    return fn.name[:2], f'[{title}]({fn.name})', _search(r'^> (.*?)\.?$', text), module, time, download
 
 def lessons():
     "The table of lessons"

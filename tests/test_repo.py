@@ -92,8 +92,68 @@ def test_function_lengths():
         if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))]
     lens = sorted(_body(f) for _,f in funcs)
     assert [f'{m}:{f.name}' for m,f in funcs if _body(f)>40] == []
-    assert statistics.median(lens) <= 5
-    assert sum(o<=15 for o in lens) >= 0.9*len(lens)
+    assert statistics.median(lens) <= 4
+    assert sum(o<=12 for o in lens) >= 0.9*len(lens)
+
+# Structure
+# Data flows downhill: a module imports only from those above it, lazily imported ones included
+house = '''audio datasets spectrogram augment data kinds layers training classifier export compat scale voices text
+    asr.hmm asr.ctc asr.decode asr.transcribe benchmark cli'''.split()
+
+def _name(fn): return '.'.join(fn.relative_to(lib).with_suffix('').parts)
+def _row(name): return 'compat' if name.startswith('compat') else name  # fastaudio's own folders, on top of one module
+
+def _target(node, fn):
+    "The module of ours that an import in `fn` names, and what of it"
+    dots = node.level and '.'.join(['fastaudio_lite', *fn.relative_to(lib).parts[:-1]][:len(fn.relative_to(lib).parts)-node.level+1])
+    full = '.'.join(filter(None, [dots, node.module])) if node.level else node.module or ''
+    return full.removeprefix('fastaudio_lite').removeprefix('.') if full.startswith('fastaudio_lite') else None
+
+def _own_imports(fn):
+    "(module, name) of all imports of ours in `fn`, wherever they stand"
+    tree = ast.parse(fn.read_text(encoding='utf-8'))
+    for o in ast.walk(tree):
+        if isinstance(o, ast.ImportFrom) and (mod := _target(o, fn)) is not None:
+            for a in o.names: yield (mod, a.name) if mod else (a.name, '')
+        if isinstance(o, ast.Import):
+            yield from ((a.name.partition('.')[2], '') for a in o.names if a.name.startswith('fastaudio_lite.'))
+        if isinstance(o, ast.Call) and getattr(o.func, 'id', getattr(o.func, 'attr', ''))=='import_module':
+            names = [a.value for a in o.args if isinstance(a, ast.Constant)]
+            yield from ((k.partition('.')[2], '') for k in names if k.startswith('fastaudio_lite.'))
+
+def test_house_is_complete(): assert set(house)=={_row(_name(o)) for o in exported}
+
+@each_exported
+def test_downhill(fn):
+    "No import of a later lesson's module, and so no ring; names in the tables of `kinds` are no imports"
+    row = _row(_name(fn))
+    if row=='cli': return  # the only one that may know everything
+    above = {*house[:house.index(row)], '__version__', '__file__'} | ({'all'} if row=='benchmark' else {'compat'} if row=='compat' else set())
+    assert [o for o,_ in _own_imports(fn) if _row(o) not in above]==[]
+
+@each_module
+def test_private_names_stay_home(fn): assert [f'{m}.{k}' for m,k in _own_imports(fn) if k.startswith('_') and not k.startswith('__')]==[]
+
+def _privates(fn):
+    "Private names that the module `fn` defines"
+    tree = ast.parse(fn.read_text(encoding='utf-8'))
+    defs = {o.name for o in tree.body if isinstance(o, (ast.FunctionDef, ast.ClassDef)) and not getattr(o, 'decorator_list', None)}
+    sets = {e.id for o in tree.body if isinstance(o, ast.Assign) for t in o.targets for e in ast.walk(t) if isinstance(e, ast.Name)}
+    return {o for o in defs|sets if o[0]=='_' and o[:2]!='__'}
+
+def test_one_meaning():
+    "No two modules use one private name, so a reader need not ask which"
+    where = {}
+    for fn in exported:
+        for k in _privates(fn): where.setdefault(k, []).append(_name(fn))
+    assert {k:v for k,v in where.items() if len(v)>1}=={}
+
+def test_tables():
+    "Whatever the tables of `kinds` name is there, and is what it should be"
+    from torch import nn
+    from fastaudio_lite.kinds import Saved, kinds, name_in, named, networks
+    for k,v in kinds.items(): assert issubclass(named(v), Saved) and name_in(kinds, named(v))==k
+    for k,v in networks.items(): assert issubclass(named(v), nn.Module) and name_in(networks, named(v))==k and callable(named(v).config)
 
 # Documentation
 def _public(fn):
