@@ -361,12 +361,12 @@ def hear_top_losses(
 # %% ../nbs/04_data.ipynb #d512d8c6
 _delimiters = {',':'comma', '\t':'tab', ';':'semicolon', '|':'bar'}
 
-def _file_text(fn, what):
+def _file_text(fn):
     "What is written in `fn`: UTF-8, or UTF-16 with its mark"
     raw = fn.read_bytes()
     try: text = raw.decode('utf-16' if raw[:2] in (codecs.BOM_UTF16_LE,codecs.BOM_UTF16_BE) else 'utf-8-sig')
-    except UnicodeDecodeError as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected {what} in UTF-8: save it as that") from e
-    if '\0' in text: raise ValueError(f"got {fn}, which cannot be read (it is no text), expected {what} in UTF-8")
+    except UnicodeDecodeError as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected a csv file in UTF-8: save it as that") from e
+    if '\0' in text: raise ValueError(f"got {fn}, which cannot be read (it is no text), expected a csv file in UTF-8")
     return text
 
 def _rows(text, delimiter):
@@ -404,7 +404,7 @@ def read_table(
     "The table in `fn`; raises `FileNotFoundError`, or `ValueError` for one that cannot be used"
     fn,what = Path(fn).expanduser(),'a csv file' + (f" with the columns {' and '.join(cols)}" if cols else '')
     if not fn.is_file(): raise FileNotFoundError(f"got {fn}, expected {what}: {'this is a folder' if fn.is_dir() else 'no such file'}")
-    text = _file_text(fn, what)
+    text = _file_text(fn)
     delimiter = delimiter or _delimiter(text)
     try: rows = list(_rows(text, delimiter))
     except csv.Error as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected {what}: is a quote not closed?") from e

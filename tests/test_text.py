@@ -197,9 +197,9 @@ def test_known_voice(tmp_path):
     assert len(w)==1
     with warnings.catch_warnings(action='error'): read_speech(write(tmp_path, 'file,text,speaker,split\na.wav,a,ana,train\nb.wav,b,eva,test\n'))
 
-@pytest.mark.parametrize('s,msg', [('', 'cannot be read .it is empty'), ('file,text\n', 'without a row'), ('file;text\na.wav;b\n', 'separated by commas'),
+@pytest.mark.parametrize('s,msg', [('', 'cannot be read .it is empty'), ('file,text\n', 'without a row'), ('file\na.wav\n', 'expected text too: name them in the first line'),
     ('file,Text\na,b\n', 'expected text too'), ('file,text\na.wav,sí, mañana\n', 'quotes around a text that has a comma'),
-    ('file,text,split\na.wav,a,dev\n', "got the split 'dev'")])
+    ('file,text,split\na.wav,a,dev\n', "got 'dev' in the column 'split'")])
 def test_bad_csv(tmp_path, s, msg):
     with pytest.raises(ValueError, match=msg): read_speech(write(tmp_path, s))
 
