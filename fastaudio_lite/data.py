@@ -9,7 +9,7 @@ __all__ = ['audio_collate', 'AudioCache', 'OpenAudio', 'CropAudio', 'RandomPiece
 
 # %% ../nbs/04_data.ipynb #940de612
 import codecs, csv, hashlib, io, os, unicodedata, uuid, warnings
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -553,7 +553,7 @@ def _copies(files):
     "Groups of positions in `files` with the same content; what is no file is passed over"
     at = {i:os.stat(o) for i,o in enumerate(files) if isinstance(o, (str,Path)) and os.path.isfile(o)}
     names = {(s.st_dev,s.st_ino):files[i] for i,s in at.items()}
-    seen = {f:cache(lambda o, f=f: f(names[o])) for f in (_middle,_whole)}
+    seen = {f:lru_cache(None)(lambda o, f=f: f(names[o])) for f in (_middle,_whole)}
     groups = _alike(at, lambda i: at[i].st_size)
     for f in seen.values(): groups = [g for o in groups for g in _alike(o, lambda i: f((at[i].st_dev,at[i].st_ino)))]
     return groups

@@ -10,6 +10,7 @@ __all__ = ['digit_words', 'clean_text', 'Tokens', 'read_an4', 'read_starter', 's
 # %% ../nbs/10_text.ipynb #65899950
 import os, random, re, unicodedata, warnings
 from collections import Counter
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -441,7 +442,9 @@ class SpeechDataLoaders(DataLoaders):
         **kwargs
     ): # A loader like the validation one, the longest first
         "Other recordings, prepared as those for validation"
-        return super().test_dl(_pairs(test_items), with_labels=with_labels, **kwargs)
+        items = _pairs(test_items)
+        if 'process' in kwargs: kwargs['get_idxs'] = partial(list, range(len(items))) # from `Interpretation`, which goes by the order of the items
+        return super().test_dl(items, with_labels=with_labels, **kwargs)
 
 # %% ../nbs/10_text.ipynb #f0fb5ceb
 def _ready(x, sr): return x if isinstance(x, (str,Path)) else load_audio(x, sr)
