@@ -8,6 +8,7 @@ __all__ = ['commands', 'demo', 'get', 'train', 'predict', 'train_asr', 'transcri
 # %% ../nbs/34_cli.ipynb #f6e26f81
 import argparse, inspect, os, re, signal, sys, warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -28,6 +29,10 @@ def _line(e):
     if 'Original Traceback' in msg: msg = re.split(r'\n[\w.]+: ', msg)[-1]
     if not isinstance(e, (*_plain, KeyError, Warning)): msg = f'{type(e).__name__}: {msg} (FASTAUDIO_LITE_DEBUG=1 shows where)'
     return ' '.join(msg.split())
+
+def _cell(s):
+    "`s` as a cell of a line: tabs and line breaks in it are escaped"
+    return re.sub(r'[\x00-\x1f\x7f\x85\u2028\u2029]', lambda o: repr(o[0])[1:-1], str(s))
 
 # %% ../nbs/34_cli.ipynb #d020b57d
 def _err(msg):
@@ -375,47 +380,20 @@ def get(
     for o in registry.values(): print(f"{o.name:16}{mb(o.size):>7}  {'at hand' if find_data(o.name) else '-':8} {o.what} ({o.licence})")
     print(f'\nfastaudio-lite get NAME fetches one to {_short(settings().data_path[0])}')
 
-# %% ../nbs/34_cli.ipynb #a0d48fdd
-def _from_folders(path):
-    "Files, labels and None, or which are held out, of class folders"
-    from fastaudio_lite.audio import get_audio_files
-    tops = [path/'train',path/'valid'] if (path/'train').is_dir() and (path/'valid').is_dir() else [path]
-    res = []
-    for held,top in enumerate(tops):
-        for d in sorted(o for o in top.iterdir() if o.is_dir() and o.name[0]!='.'):
-            fs = get_audio_files(d)
-            _need(fs, f"got the class folder {d} with no audio in it: put clips there, or remove it")
-            res += [(fn, d.name, bool(held)) for fn in fs]
-    _need(res, f"got {path} without folders in it, expected a folder of sounds for each class: {path/'dog'}, {path/'cat'}, ...")
-    files,labels,held = map(list, zip(*res))
-    return files,labels,held if len(tops)>1 else None
-
 # %% ../nbs/34_cli.ipynb #dfeb5e80
-_yes = dict.fromkeys(('1','yes','true'), True) | dict.fromkeys(('0','no','false',''), False)
-
-def _from_csv(fn):
-    "Files, labels and None, or which are held out, of a table"
-    from .asr.text import _read_csv
-    rows,held = _read_csv(fn, 'label').to_dict('records'),None
-    bad = next((i for i,o in enumerate(rows, 2) if not (o['file'] and o['label'])), None)
-    _need(bad is None, f"got {fn} with no file or no label in line {bad}: fill it in, or remove the line")
-    files = [fn.parent/o['file'] for o in rows]
-    lost = [o for o in files if not o.is_file()]
-    if lost: raise FileNotFoundError(f"got {fn} with {len(lost)} of {len(files)} files missing, the first is {lost[0]}: names start from the table's folder")
-    if 'valid' in rows[0]:
-        held = [_yes.get(o['valid'].strip().lower()) for o in rows]
-        _need(None not in held, f"got valid={rows[held.index(None) if None in held else 0]['valid']!r} in {fn}, expected yes or no")
-    return files,[o['label'].strip() for o in rows],held
-
-# %% ../nbs/34_cli.ipynb #e1f05b62
 def _read_source(src):
     "Files, labels and None, or which are held out, of a folder or table"
-    src = Path(src).expanduser()
-    if not src.exists(): raise FileNotFoundError(f"got {src}, expected a folder of class folders or a csv file: check its name")
-    if src.is_dir(): return _from_folders(src)
-    _need(src.suffix.lower()=='.csv', f"got the file {src}, expected a folder of class folders or a csv file")
-    return _from_csv(src)
+    from fastaudio_lite.audio import AudioWarning
+    from fastaudio_lite.data import read_labels
+    df,held = read_labels(src),None
+    if 'split' in df:
+        n = (df.split=='test').sum()
+        if n: warnings.warn(f"got {n} rows for the test, which are left out: what is held out is called valid", AudioWarning)
+        df = df[df.split!='test']
+        held = (df.split=='valid').tolist()
+    return list(map(Path, df.file)),df.label.tolist(),held
 
+# %% ../nbs/34_cli.ipynb #e1f05b62
 def _draw(labels, pct, seed):
     "Which are held out: `pct` percent of each class, at least one clip where it has two"
     from random import Random
@@ -516,7 +494,7 @@ def _together(learn):
 
 # %% ../nbs/34_cli.ipynb #1a6c561a
 def train(
-    source:Path, # Folder with a folder of sounds for each class (or with train and valid that have these), or a csv file: file,label[,valid]
+    source:Path, # Folder with a folder of sounds for each class (or with train and valid that have these), or a csv file: file,label[,valid or split]
     out:Path=None, # Folder for the model; otherwise models/ and the name of the source
     epochs:int=None, # Passes over the clips; otherwise about 600 steps
     sr:int=None, # Rate in Hz; otherwise that of settings.ini, or the clips' own if lower
@@ -538,8 +516,10 @@ def train(
     out = _model_path(out or Path('models')/Path(source).absolute().stem)
     from fastai.basics import set_seed
     from fastaudio_lite.augment import aug_tfms
+    from fastaudio_lite.data import check_distinct
     from fastaudio_lite.spectrogram import FrontEnd
     from fastaudio_lite.training import fit_resumable
+    check_distinct(files, splits, labels)
     clips,sr,dur = _read_clips(files, sr, dur)
     n,epochs = len(splits[0]),epochs or _epochs(len(splits[0]), bs*_processes())
     run = dict(epochs=epochs, sr=sr, dur=dur, arch=arch, seed=seed, bs=bs, lr=lr, augment=augment)
@@ -604,11 +584,12 @@ def _try(f, fn):
 # %% ../nbs/34_cli.ipynb #aa43ba73
 def _tabs(res, top, windows):
     "The answer `res` as lines"
+    fn = _cell(res['file'])
     best = sorted(res['probs'].items(), key=lambda o: -o[1])[:top]
-    if not (windows and res['windows']): return ['\t'.join([res['file'], *(f'{k}\t{v:.4f}' for k,v in best)])]
-    return [f"{res['file']}\t{w['start']:.2f}\t{w['end']:.2f}\t{w['label']}\t{w['prob']:.4f}" for w in res['windows']]
+    if not (windows and res['windows']): return ['\t'.join([fn, *(f'{_cell(k)}\t{v:.4f}' for k,v in best)])]
+    return [f"{fn}\t{w['start']:.2f}\t{w['end']:.2f}\t{_cell(w['text'])}\t{w['prob']:.4f}" for w in res['windows']]
 
-def _said(p): return {k:getattr(p, k) for k in 'label prob probs silent windows'.split()}
+def _said(p): return asdict(p)
 
 def predict(
     *files:str, # Sound files, or folders of them
@@ -635,7 +616,10 @@ def _print_json(res, key='predictions', **kwargs):
     "One document: answers under `key`, and errors"
     import json
     answers,errors = ([o for o in res if ('error' in o)==bad] for bad in (False,True))
-    print(json.dumps({**kwargs, key:answers, 'errors':errors}, ensure_ascii=False, indent=1))
+    doc = {**kwargs, key:answers, 'errors':errors}
+    try: json.dumps(doc, ensure_ascii=False).encode(sys.stdout.encoding or 'utf-8')
+    except UnicodeEncodeError: return print(json.dumps(doc, indent=1))
+    print(json.dumps(doc, ensure_ascii=False, indent=1))
 
 # %% ../nbs/34_cli.ipynb #012d0aa3
 _asr_data = 'an4, starter, or a csv file with the columns file and text'
@@ -831,10 +815,10 @@ def _write_down(tr, fn):
 
 def _asr_text(res, words, srt, vtt):
     "The answer `res` as text"
-    t = res['transcript']
+    t,fn = res['transcript'],_cell(res['file'])
     if srt or vtt: return t.srt() if srt else t.vtt()
-    if not words: return f"{res['file']}\t{t.text}"
-    return '\n'.join(f"{res['file']}\t{o.start:.2f}\t{o.end:.2f}\t{o.text}\t{o.prob:.4f}" for o in t.words)
+    if not words: return f"{fn}\t{t.text}"
+    return '\n'.join(f"{fn}\t{o.start:.2f}\t{o.end:.2f}\t{o.text}\t{o.prob:.4f}" for o in t.words)
 
 # %% ../nbs/34_cli.ipynb #13df51bd
 def transcribe(
@@ -966,6 +950,11 @@ _examples = {'demo':'demo --out digits.png', 'get':'get fsdd', 'train':'train pe
     'transcribe':'transcribe talk.mp3 --model models/an4 --srt',
     'export':'export models/pets --onnx pets.onnx', 'benchmark':'benchmark frontend', 'doctor':'doctor'}
 
+def _at_dashes(words):
+    "`words` before and after `--`, behind which nothing is an option"
+    i = words.index('--') if '--' in words else len(words)
+    return words[:i],words[i+1:]
+
 def _parse(argv):
     "The function that the words `argv` name, and its arguments"
     lines = [f'  {k:11}{f.__doc__}' for k,f in commands.items()]
@@ -978,9 +967,11 @@ def _parse(argv):
     f,sub = commands[a.command],anno_parser(commands[a.command], prog=f'fastaudio-lite {a.command}', pos=['source'])
     for o in sub._actions: o.help = o.help.removesuffix(' (default: True)') # said of --no-augment it reads as its opposite
     sub.epilog = f'Example: fastaudio-lite {_examples[a.command]}'
-    kw = {k:v for k,v in vars(sub.parse_intermixed_args(a.args)).items() if k in inspect.signature(f).parameters}
     star = next((k for k,v in inspect.signature(f).parameters.items() if v.kind==v.VAR_POSITIONAL), None)
-    return f,kw.pop(star, ()),kw
+    words,rest = _at_dashes(a.args)
+    if not star: words,rest = words + [os.path.join('.', o) if o.startswith('-') else o for o in rest],[]
+    kw = {k:v for k,v in vars(sub.parse_intermixed_args(words)).items() if k in inspect.signature(f).parameters}
+    return f,[*kw.pop(star, ()),*rest],kw
 
 # %% ../nbs/34_cli.ipynb #ca50ca26
 def _hush():
@@ -994,6 +985,7 @@ def main(
     "Run a command; an error is one line on the standard error (FASTAUDIO_LITE_DEBUG=1 shows all of it)"
     debug = os.environ.pop('FASTAUDIO_LITE_DEBUG', '0') not in ('', '0', 'no')
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # Threads that wait actively slow each other down fourfold on a busy machine
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace') # A name that cannot be written ends nothing
     try:
         with _warn_lines(), _one_voice():
             f,args,kw = _parse(sys.argv[1:] if argv is None else list(map(str, argv)))

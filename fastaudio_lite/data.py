@@ -9,7 +9,7 @@ __all__ = ['audio_collate', 'AudioCache', 'OpenAudio', 'CropAudio', 'RandomPiece
 
 # %% ../nbs/04_data.ipynb #940de612
 import codecs, csv, hashlib, io, os, unicodedata, uuid, warnings
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -554,12 +554,12 @@ def check_distinct(
 # %% ../nbs/04_data.ipynb #d512d8c6
 _delimiters = {',':'comma', '\t':'tab', ';':'semicolon', '|':'bar'}
 
-def _file_text(fn, what):
+def _file_text(fn):
     "What is written in `fn`: UTF-8, or UTF-16 with its mark"
     raw = fn.read_bytes()
     try: text = raw.decode('utf-16' if raw[:2] in (codecs.BOM_UTF16_LE,codecs.BOM_UTF16_BE) else 'utf-8-sig')
-    except UnicodeDecodeError as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected {what} in UTF-8: save it as that") from e
-    if '\0' in text: raise ValueError(f"got {fn}, which cannot be read (it is no text), expected {what} in UTF-8")
+    except UnicodeDecodeError as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected a csv file in UTF-8: save it as that") from e
+    if '\0' in text: raise ValueError(f"got {fn}, which cannot be read (it is no text), expected a csv file in UTF-8")
     return text
 
 def _rows(text, delimiter):
@@ -597,7 +597,7 @@ def read_table(
     "The table in `fn`; raises `FileNotFoundError`, or `ValueError` for one that cannot be used"
     fn,what = Path(fn).expanduser(),'a csv file' + (f" with the columns {' and '.join(cols)}" if cols else '')
     if not fn.is_file(): raise FileNotFoundError(f"got {fn}, expected {what}: {'this is a folder' if fn.is_dir() else 'no such file'}")
-    text = _file_text(fn, what)
+    text = _file_text(fn)
     delimiter = delimiter or _delimiter(text)
     try: rows = list(_rows(text, delimiter))
     except csv.Error as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected {what}: is a quote not closed?") from e
@@ -746,7 +746,7 @@ def _copies(files):
     "Groups of positions in `files` with the same content; what is no file is passed over"
     at = {i:os.stat(o) for i,o in enumerate(files) if isinstance(o, (str,Path)) and os.path.isfile(o)}
     names = {(s.st_dev,s.st_ino):files[i] for i,s in at.items()}
-    seen = {f:cache(lambda o, f=f: f(names[o])) for f in (_middle,_whole)}
+    seen = {f:lru_cache(None)(lambda o, f=f: f(names[o])) for f in (_middle,_whole)}
     groups = _alike(at, lambda i: at[i].st_size)
     for f in seen.values(): groups = [g for o in groups for g in _alike(o, lambda i: f((at[i].st_dev,at[i].st_ino)))]
     return groups

@@ -9,9 +9,9 @@ __all__ = ['digit_words', 'split_words', 'clean_text', 'Tokens', 'read_an4', 're
            'wer_interval', 'WER', 'CER']
 
 # %% ../nbs/10_text.ipynb #65899950
-import csv, os, random, re, unicodedata, warnings
+import os, random, re, unicodedata, warnings
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import TensorBase, TitledStr
 from fastcore.all import L, delegates, patch
 from fasttransform import Transform
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .audio import AudioError, AudioTensor, AudioWarning, audio_info, dur2n, load_audio
 from .datasets import DataError, digit_label, digit_speaker, find_data, get_data, mb, registry
@@ -226,23 +227,6 @@ def speech_table()->pd.DataFrame: # Columns `file, text, speaker, split`
         f"Starter set: {len(df)} synthetic utterances (get_data('an4') fetches real ones, {mb(registry['an4'].size)})")
     return df
 
-# %% ../nbs/10_text.ipynb #2fd0e3bd
-def _read_csv(fn, what='text'):
-    "The table in the file `fn`, all of it text, if it has the columns `file` and `what`"
-    if not fn.is_file(): raise FileNotFoundError(f"got {fn}, expected a csv file with the columns file and {what}: {'this is a folder' if fn.is_dir() else 'no such file'}")
-    try:
-        with open(fn, encoding='utf-8-sig', newline='') as f:
-            r = csv.DictReader(f, restval='', skipinitialspace=True)
-            cols,rows = r.fieldnames or [],list(r)
-    except (UnicodeDecodeError, csv.Error) as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected a csv file in UTF-8") from e
-    if not cols: raise ValueError(f"got {fn}, which cannot be read (it is empty), expected a csv file with the columns file and {what}")
-    if miss := {'file',what}-set(cols): raise ValueError(f"got {fn} with the columns {cols}, expected {' and '.join(sorted(miss))} too: "
-        "name them in the first line, separated by commas")
-    if not rows: raise ValueError(f"got {fn} without a row, expected a row for each recording")
-    if wide := [o['file'] for o in rows if None in o]:
-        raise ValueError(f"got more cells than columns for {wide[0]} in {fn}, expected quotes around a text that has a comma")
-    return pd.DataFrame(rows, columns=cols)
-
 # %% ../nbs/10_text.ipynb #67b6fe25
 def _draw_split(df, valid_pct, seed):
     "'train' or 'valid' for each row of `df`: by speaker where there are several, else by row, as are rows without a name"
@@ -255,7 +239,8 @@ def _draw_split(df, valid_pct, seed):
 
 def _own_split(df, name):
     "The table's own `split`; raises `ValueError` for other words in it, and warns of a speaker on both sides"
-    if bad := set(df.split)-{'train','valid','test'}: raise ValueError(f"got the split {sorted(bad)[0]!r} in {name}, expected train, valid or test")
+    from fastaudio_lite.data import read_split
+    df = df.assign(split=read_split(df.split))
     learnt = df.split=='train'
     if both := sorted(set(df.speaker[learnt]) & set(df.speaker[~learnt]) - {''}):
         warnings.warn(f"got speaker {both[0]!r} in train and in {df.split[~learnt & (df.speaker==both[0])].iloc[0]} of {name}"
@@ -270,9 +255,10 @@ def read_speech(
     seed:int=0, # Which of them
 )->pd.DataFrame: # Columns `file, text, speaker, split`
     "One's own recordings and transcripts; raises `ValueError` for a table that cannot be used"
+    from fastaudio_lite.data import find_file, read_table
     fn = Path(fn).expanduser().absolute()
-    df = _read_csv(fn)
-    df = df.assign(file=[str(fn.parent/o) for o in df.file], text=df.text.map(clean_text), speaker=df.get('speaker', ''))
+    df = read_table(fn, 'file', 'text').reset_index(drop=True)
+    df = df.assign(file=[find_file(fn.parent, o) for o in df.file], text=df.text.map(clean_text), speaker=df.get('speaker', ''))
     df['split'] = _own_split(df, fn.name) if 'split' in df else _draw_split(df, valid_pct, seed)
     return df[_cols]
 
@@ -386,6 +372,10 @@ def pad_text(
     for r,o in zip(res, ts): r[:len(o)] = o.as_subclass(torch.Tensor)
     return TensorText(res, lens=lens)
 
+def _stack(ts, *, collate_fn_map=None): return pad_text(ts)
+
+default_collate_fn_map[TensorText] = _stack
+
 def speech_collate(
     samples:list, # Tuples as a fastai data set gives them: a clip `(C,T)`, perhaps its text
 )->tuple: # The batch: an `AudioTensor (B,C,T)` with `lens`, a `TensorText (B,U)` with `lens`
@@ -443,12 +433,11 @@ def TranscriptBlock(
     return TransformBlock(type_tfms=EncodeText(tokens), dl_type=SpeechDL, dls_kwargs=dict(create_batch=speech_collate))
 
 # %% ../nbs/10_text.ipynb #154467ef
-class _Pair(tuple): "A sound and its text; a type of its own, since `(array, sr)` is a tuple too"
-
 def _pairs(items):
     "Pairs of sound and text, from a table, pairs, or sounds alone"
+    from fastaudio_lite.data import Pair
     if isinstance(items, pd.DataFrame): items = zip(items.file, items.text)
-    return L(_Pair(o) if isinstance(o, tuple) and len(o)==2 and isinstance(o[1], str) else _Pair((o,'')) for o in items)
+    return L(Pair(o) if isinstance(o, tuple) and len(o)==2 and isinstance(o[1], str) else Pair((o,'')) for o in items)
 
 class SpeechDataLoaders(DataLoaders):
     "`DataLoaders` of sound and what is said in it"
@@ -475,7 +464,9 @@ class SpeechDataLoaders(DataLoaders):
         **kwargs
     ): # A loader like the validation one, the longest first
         "Other recordings, prepared as those for validation"
-        return super().test_dl(_pairs(test_items), with_labels=with_labels, **kwargs)
+        items = _pairs(test_items)
+        if 'process' in kwargs: kwargs['get_idxs'] = partial(list, range(len(items))) # from `Interpretation`, which goes by the order of the items
+        return super().test_dl(items, with_labels=with_labels, **kwargs)
 
 # %% ../nbs/10_text.ipynb #f0fb5ceb
 def _ready(x, sr): return x if isinstance(x, (str,Path)) else load_audio(x, sr)
@@ -497,12 +488,12 @@ def from_items(cls:SpeechDataLoaders,
     "Loaders from pairs of sound and text; raises `ValueError` for letters outside the alphabet"
     from fastai.data.block import DataBlock
     from fastai.data.transforms import IndexSplitter, ItemGetter
-    from fastaudio_lite.data import AudioBlock
+    from fastaudio_lite.data import AudioBlock, Pair
     if not len(train): raise ValueError("got nothing to learn from, expected pairs of sound and text")
     if not len(valid): warnings.warn("got nothing to measure on: give a few recordings of people who are not in the others", AudioWarning)
     sr = sr or getattr(front_end, 'sr', None) or settings().sr
     fe = FrontEnd(sr=sr) if front_end in (None, True) else front_end
-    items = L(_Pair((_ready(x, sr), t)) for x,t in [*_pairs(train), *_pairs(valid)])
+    items = L(Pair((_ready(x, sr), t)) for x,t in [*_pairs(train), *_pairs(valid)])
     for _,t in items: tokens.encode(t)
     dblock = DataBlock((AudioBlock(sr, cache=cache), TranscriptBlock(tokens)), get_x=ItemGetter(0), get_y=ItemGetter(1),
         splitter=IndexSplitter(range(len(train), len(items))), item_tfms=item_tfms,

@@ -1,5 +1,5 @@
 "The command line: every command, in this process and in a shell of its own"
-import json, os, shutil, signal, socket, subprocess, sys, time
+import io, json, os, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np, pytest, soundfile as sf
@@ -533,3 +533,36 @@ def test_export(tmp_path, cli, capsys):
         out,err = capsys.readouterr()
         assert out=='' and msg in err and err.count('\n')==1, err
     assert left()==before
+
+# One reader, and names as they come
+def test_train_says_what_it_reads(capsys):
+    "A split is the table's, folds are asked about, and recordings on both sides are told of"
+    words(Path('w'), 4)
+    files = sorted(Path('w').glob('*/*.wav'))
+    def table(head, f): Path('t.csv').write_text('\n'.join([head, *(f'{o},{o.parent.name},{f(i)}' for i,o in enumerate(files))])+'\n')
+    table('file,label,split', lambda i: ['train','train','valid','test'][i%4])
+    code,out,err = run(capsys, 'train', 't.csv', '--epochs', 1)
+    assert code==0 and '4 clips of 2 classes' in out and 'held out: 2, as the source says' in out and 'got 2 rows for the test' in err
+    table('file,label,fold', lambda i: i%4)
+    assert main(['train', 't.csv'])==2 and 'column fold' in capsys.readouterr().err
+    table('file,label,x', lambda i: '')
+    Path('t.csv').write_text(Path('t.csv').read_text() + f'{files[0]},other,\n')
+    assert main(['train', 't.csv'])==2 and 'the same recording' in capsys.readouterr().err
+
+def test_cells(capsys):
+    assert cli_mod._cell('a\tb\nc\x85d é')=='a\\tb\\nc\\x85d é'
+    res = dict(file='a\tb.wav', probs={'x\ny':1.}, windows=[])
+    assert cli_mod._tabs(res, 1, False)==['a\\tb.wav\tx\\ny\t1.0000']
+
+@pytest.mark.parametrize('encoding', ['ascii','cp1252','utf-8'])
+def test_json_in_any_encoding(monkeypatch, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr('sys.stdout', io.TextIOWrapper(raw, encoding=encoding, errors='backslashreplace'))
+    cli_mod._print_json([dict(file='日é😀\udce9.wav')])
+    sys.stdout.flush()
+    assert json.loads(raw.getvalue().decode(encoding))['predictions']==[dict(file='日é😀\udce9.wav')]
+
+def test_after_two_dashes():
+    f,files,kw = cli_mod._parse(['predict', 'a.wav', '--model', 'm', '--', '-b.wav', '--json'])
+    assert files==['a.wav','-b.wav','--json'] and kw['model']=='m' and not kw['json']
+    assert cli_mod._parse(['train', '--epochs', '3', '--', '-pets'])[2]['source']==Path('./-pets')

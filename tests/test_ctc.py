@@ -5,6 +5,7 @@ from itertools import groupby, product
 import pytest, torch, torch.nn.functional as F
 from fastcore.test import expect_fail
 from hypothesis import Phase, given, settings, strategies as st
+from torch import tensor
 
 from fastaudio_lite.asr.ctc import (CTCLoss, CTCModel, LogProbs, Sounds, Span, align, blank_share, collapse, ctc_learner, ctc_nll,
     cut_words, greedy, quietest, steps_needed, word_spans)
@@ -326,3 +327,19 @@ def test_sounds_loss():
     both = CTCLoss(sounds=lambda ids: said[ids[0]])(lp, y)
     assert math.isclose(both-plain, 0.5*named, rel_tol=1e-4)
     assert CTCLoss(sounds=lambda ids: [])(lp, y)==plain
+
+def test_a_loss_for_each_clip():
+    "What fastai's `Interpretation` asks for: each clip by itself, and infinite where a clip is too short for its text"
+    loss,each = CTCLoss(),CTCLoss(reduction='none')
+    torch.manual_seed(0)
+    lp = LogProbs(torch.randn(3,6,4).log_softmax(-1), lens=tensor([6,5,2]))
+    ids = pad_text([TensorText(tensor(o)) for o in ([1,2],[3],[1,1,2])])
+    with pytest.warns(AudioWarning, match='more text'): a,b = each(lp, ids),loss(lp, ids)
+    assert a.shape==(3,) and a[2]==float('inf') and torch.allclose(a[:2].mean(), b)
+
+def test_steps_join():
+    "Batches of unequal length join, and each clip keeps its steps"
+    a,b = (LogProbs(torch.randn(2,t,4), lens=tensor([t,1])) for t in (3,5))
+    c = torch.cat([a, b], dim=0)
+    assert c.shape==(4,5,4) and c.lens.tolist()==[3,1,5,1] and c.sounds is None
+    assert torch.equal(c[0].as_subclass(torch.Tensor), a[0].as_subclass(torch.Tensor)) and torch.cat([a, a], 1).shape==(2,6,4)

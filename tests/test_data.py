@@ -8,7 +8,7 @@ import matplotlib, numpy as np, pandas as pd, pytest, torch
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
 from fastai.callback.all import ProgressCallback
-from fastai.data.block import CategoryBlock, DataBlock, RegressionBlock
+from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
 from fastai.data.transforms import FuncSplitter, RandomSplitter
 from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.learner import Learner, load_learner
@@ -505,3 +505,170 @@ def test_dur_of_tables_lists_and_waveforms(tmp_path):
     df = pd.DataFrame(dict(f=[f'{i}.wav' for i in range(4)], l=list('abab')))
     k = dict(kw, splitter=lambda o: ([0,1],[2,3]))
     for o in (L.from_df(df, tmp_path, **k), L.from_lists('.', clips, list('abab'), **k)): assert o.dur==.5 and clip_durs(o.valid_ds)==[.2,.3]
+
+# Tables and folders
+@pytest.fixture
+def clips(tmp_path):
+    "Sixteen sounds that differ, in two folders of the working directory's stand-in"
+    for i in range(16): tone(800+10*i, hz=300+100*i).save(tmp_path/f'{i:04}.wav')
+    return tmp_path
+
+def table(folder, text, name='labels.csv', encoding='utf-8'):
+    (folder/name).write_bytes(text.encode(encoding))
+    return folder/name
+
+def csv_of(cells, head='file,label', sep=','): return '\n'.join([head, *(sep.join([f'{i:04}.wav', *map(str, o)]) for i,o in enumerate(cells))])+'\n'
+def vocab(folder, text, **k): return list(L.from_csv(folder, table(folder, text).name, seed=0, **kw, **k).vocab)
+
+@pytest.mark.parametrize('text', ['file,label\na.wav,x\n', 'file;label\r\na.wav;x\r\n', 'file\tlabel\na.wav\tx', 'file|label\ra.wav|x\r', '\ufefffile, label\n\n a.wav , x \n,\n', 'file,label\na.wav,x,,\n'])
+@pytest.mark.parametrize('encoding', ['utf-8','utf-16'])
+def test_read_table(tmp_path, text, encoding):
+    df = read_table(table(tmp_path, text.lstrip('\ufeff') if encoding=='utf-16' else text, encoding=encoding), 'file', 'label')
+    assert df.values.tolist()==[['a.wav','x']] and list(df)==['file','label']
+
+def test_table_is_text_with_lines(tmp_path):
+    df = read_table(table(tmp_path, 'file,label,n\n\na.wav,None,007\n\n"b\nc",NA,"1,5"\nd,nan,\n'))
+    assert df.label.tolist()==['None','NA','nan'] and df.n.tolist()==['007','1,5',''] and df.index.tolist()==[3,5,7]
+    assert list(read_table(tmp_path/'labels.csv', header=None))==[0,1,2]
+
+@pytest.mark.parametrize('text,words', [('', 'empty'), ('file,label\n', 'without a row'), ('file,label,label\na,b,c\n', "'label' twice"),
+    ('file,label\na,b,c\n', 'line 2.*comma'), ('file,kind\na,b\n', 'expected label too'), ('file,label\na,\0\n', 'no text'), ('file,label\na,"b\n'+'x'*200_000, 'quote')])
+def test_tables_that_cannot_be_used(tmp_path, text, words):
+    with pytest.raises(ValueError, match=words): read_table(table(tmp_path, text), 'file', 'label')
+
+@pytest.mark.parametrize('labels', [['None','NA'], ['null','nan'], ['007','7'], ['1','01'], ['True','true']])
+def test_labels_stay_text(clips, labels): assert vocab(clips, csv_of([[labels[i%2]] for i in range(16)]))==sorted(labels)
+
+def test_labels_are_clean(clips):
+    nfc,nfd = 'caf\u00e9','cafe\u0301'
+    ways = ['b',nfc,f' {nfd} ']
+    assert vocab(clips, csv_of([[ways[i%3]] for i in range(16)]))==['b',nfc]
+    files = get_audio_files(clips)
+    labels = [ways[i%3] for i in range(16)]
+    df = pd.DataFrame(dict(f=files, l=labels))
+    for d in (L.from_lists('.', files, labels, seed=0, **kw), L.from_df(df, seed=0, **kw), L.from_path_func('.', files, lambda o: ways[int(o.stem)%3], seed=0, **kw)):
+        assert list(d.vocab)==['b',nfc]
+
+def test_numbers_where_they_are_meant(clips):
+    text = csv_of([[i/2, 'ab'[i%2], i%4] for i in range(16)], 'file,size,label,fold')
+    dls = L.from_csv(clips, table(clips, text).name, label_col='size', y_block=RegressionBlock, splitter=lambda df: (np.where(df.fold<3)[0], np.where(df.fold==3)[0]), **kw)
+    assert dls.one_batch()[1].dtype==torch.float32
+    hot = csv_of([[i%2, 1] for i in range(16)], 'file,dog,rain')
+    assert vocab(clips, hot, label_col=['dog','rain'])==['dog','rain']
+    enc = L.from_csv(clips, table(clips, hot).name, label_col=['dog','rain'], y_block=MultiCategoryBlock(encoded=True, vocab=['dog','rain']), seed=0, **kw)
+    assert set(map(tuple, enc.one_batch()[1].tolist()))=={(0,1),(1,1)}
+
+def test_hot_columns(clips):
+    df = pd.DataFrame(dict(f=[f'{i:04}.wav' for i in range(16)], dog=[1,0]*8, rain=True, never=0))
+    dls = L.from_df(df, clips, label_col=['dog','rain','never'], valid_pct=.25, seed=0, **kw)
+    assert list(dls.vocab)==['dog','rain','never'] and {tuple(o[1].tolist()) for o in dls.train_ds}=={(1,1,0),(0,1,0)}
+
+@pytest.mark.parametrize('cells,delim,want', [(['a, b','b,c'], ',', ['a','b','c']), (['a;b;','b'], ';', ['a','b']), ([['a','b '],['b']], None, ['a','b'])])
+def test_several_labels(clips, cells, delim, want):
+    df = pd.DataFrame(dict(f=[f'{i:04}.wav' for i in range(16)], l=cells*8))
+    assert list(L.from_df(df, clips, label_delim=delim, seed=0, **kw).vocab)==want
+
+@pytest.mark.parametrize('k,words', [(dict(label_col='kind'), "'kind', expected one of 'file', 'label'"), (dict(fn_col=7), 'no column 7'), (dict(valid_col='v'), "'v'")])
+def test_columns_that_are_not_there(clips, k, words):
+    table(clips, csv_of([['ab'[i%2]] for i in range(16)]))
+    with pytest.raises(ValueError, match=words): L.from_csv(clips, **kw, **k)
+
+def test_index_column(clips):
+    table(clips, pd.DataFrame(dict(f=[f'{i:04}.wav' for i in range(16)], l=list('ab')*8)).to_csv())
+    with pytest.raises(ValueError, match='without a name.*index'): L.from_csv(clips, **kw)
+    assert list(L.from_csv(clips, fn_col='f', label_col='l', seed=0, **kw).vocab)==list(L.from_csv(clips, fn_col=1, label_col=2, seed=0, **kw).vocab)==['a','b']
+
+# Splits
+@pytest.mark.parametrize('no,yes', [('no','yes'), ('False','True'), ('0','1'), ('train','valid'), (' Train','VALID '), (False,True), (0.,1.), ('','yes'), (None,True)])
+def test_valid_col(clips, no, yes):
+    sides = [yes if i%4==3 else no for i in range(16)]
+    df = pd.DataFrame(dict(f=[f'{i:04}.wav' for i in range(16)], l=list('aabb')*4, v=pd.Series(sides, dtype=object)))
+    table(clips, df.to_csv(index=False))
+    for d in (L.from_df(df, clips, valid_col='v', **kw), L.from_csv(clips, valid_col='v', **kw)):
+        assert (len(d.train_ds),len(d.valid_ds))==(12,4) and set(d.valid_ds.items.f)=={f'{i:04}.wav' for i in (3,7,11,15)}
+
+@pytest.mark.parametrize('cells', [range(5), [1.,2.,3.], list('12345'), ['yes','maybe'], ['train','yes'], ['','valid']])
+def test_splits_that_nobody_meant(cells):
+    with pytest.raises(ValueError, match="column 'v', expected"): read_split(cells, 'v')
+
+def test_test_rows_are_left_out(clips):
+    table(clips, csv_of([['ab'[i%2], 'train valid test train'.split()[i//2%4]] for i in range(16)], 'file,label,split'))
+    with pytest.warns(AudioWarning, match='4 of 16 rows for the test'): dls = L.from_csv(clips, valid_col='split', **kw)
+    assert (len(dls.train_ds),len(dls.valid_ds))==(8,4)
+    assert read_labels(clips/'labels.csv').split.value_counts().to_dict()==dict(train=8, valid=4, test=4)
+
+def test_read_labels_says(clips):
+    rows = [['ab'[i%2], i%5] for i in range(16)]
+    for head,words in (('file,label,fold','column fold'), ('file,kind,x','label too'), ('file,label,valid','folds 0, 1')):
+        with pytest.raises(ValueError, match=words): read_labels(table(clips, csv_of(rows, head)))
+    with pytest.raises(ValueError, match='label.*line 4'): read_labels(table(clips, 'file,label\n\n0000.wav,a\n0001.wav,\n'))
+    with pytest.raises(FileNotFoundError, match='1 of 1 files missing'): read_labels(table(clips, 'file,label\ngone.wav,a\n'))
+    with pytest.raises(ValueError, match='a folder of class folders or a csv file'): read_labels(clips/'0000.wav')
+
+@pytest.mark.parametrize('copy', ['same', 'spelling', 'copy', 'link'])
+def test_recordings_on_both_sides(clips, copy):
+    other = dict(same=clips/'0000.wav', spelling=str(clips/'.'/'..'/clips.name/'0000.wav').replace('0000', './0000'), copy=clips/'c.wav', link=clips/'l.wav')[copy]
+    if copy=='copy': shutil.copy(clips/'0000.wav', other)
+    if copy=='link': os.symlink(clips/'0000.wav', other)
+    files = [clips/'0000.wav', clips/'0001.wav', other, clips/'0003.wav']
+    def dls(labels, valid=(2,3)): return L.from_lists('.', files, labels, splitter=lambda o: ([i for i in range(4) if i not in valid], list(valid)), **kw)
+    with pytest.warns(AudioWarning, match='1 of 2 held-out recordings in the training too'): dls(list('abab'))
+    with warnings.catch_warnings(action='error', category=AudioWarning): dls(list('abab'), (1,))
+    with pytest.raises(ValueError, match="labelled 'a' and .* labelled 'b'"): dls(list('abbb'))
+
+def test_equal_sizes_are_no_copies(tmp_path):
+    for i in range(4): save_audio(tone(8000, hz=300+i), tmp_path/f'{i}.wav')
+    with warnings.catch_warnings(action='error'): check_distinct(get_audio_files(tmp_path), [[0,1],[2,3]], list('abab'))
+
+# Labels in lists; arrays and Series
+@pytest.mark.parametrize('labels,words', [(['a',None]*8, 'no label for 8 of 16'), (['a',float('nan')]*8, 'first for number 1'), ([1,'b']*8, "'b' and 1"), (['a',' ']*8, 'no label')])
+def test_labels_that_are_missing_or_mixed(clips, labels, words):
+    with pytest.raises(ValueError, match=words): L.from_lists('.', get_audio_files(clips), labels, **kw)
+
+@pytest.mark.parametrize('of', [np.array, lambda o: pd.Series(o, index=range(5, 21)), pd.Index, tuple])
+def test_paths_in_arrays(clips, of):
+    fs = of([str(o) for o in get_audio_files(clips)])
+    def lab(o): return 'ab'[int(Path(o).stem)%2]
+    ways = [L.from_path_func('.', fs, lab, seed=0, **kw), L.from_name_re('.', fs, r'(\d)\d\.wav$', seed=0, **kw), L.from_lists('.', fs, of(list('ab')*8), seed=0, **kw)]
+    for d in ways: assert len(d.train_ds)+len(d.valid_ds)==16 and len(d.test_dl(fs).dataset)==16
+
+def test_labelled_test_dl(clips):
+    files = get_audio_files(clips)
+    dls = L.from_lists('.', files, list('ab')*8, seed=0, **kw)
+    assert isinstance(dls, L) and dls.test_dl([(files[0],'a'), (files[1],'b')], with_labels=True).one_batch()[1].tolist()==[0,1]
+    assert len(dls.test_dl([(np.zeros(800, 'float32'), 8000)]).one_batch())==1
+
+# Folders
+def test_nested_folders(tmp_path):
+    for i,o in enumerate(('cat/monday/1','cat/friday/2','cat/3','dog/monday/4','dog/a/b/5','dog/6','cat/7','dog/8')):
+        (tmp_path/'s'/o).parent.mkdir(parents=True, exist_ok=True)
+        tone(800, hz=300+100*i).save(tmp_path/'s'/f'{o}.wav')
+    with pytest.warns(AudioWarning, match='a class is the first folder'): dls = L.from_folder(tmp_path/'s', valid_pct=.4, seed=0, **kw)
+    with pytest.warns(AudioWarning, match='a class is the first folder'): df = read_labels(tmp_path/'s')
+    assert list(dls.vocab)==sorted(set(df.label))==['cat','dog'] and len(df)==8
+    shutil.copytree(tmp_path/'s', tmp_path/'t'/'train')
+    shutil.copytree(tmp_path/'s', tmp_path/'t'/'valid')
+    with pytest.warns(AudioWarning): dls = L.from_folder(tmp_path/'t', **kw)
+    assert (len(dls.train_ds),len(dls.valid_ds),list(dls.vocab))==(8,8,['cat','dog'])
+
+def test_loose_files(folder, tmp_path):
+    shutil.copytree(folder/'train', tmp_path/'d')
+    tone(999).save(tmp_path/'d'/'loose.wav')
+    with pytest.warns(AudioWarning, match='1 sounds that lie in no class folder'): df = read_labels(tmp_path/'d')
+    assert len(df)==16 and 'split' not in df and read_labels(folder).split.tolist()==['train']*16+['valid']*8
+
+def test_names_of_other_systems(clips):
+    nfc,nfd = 'caf\u00e9','cafe\u0301'
+    (clips/nfd/'x').mkdir(parents=True)
+    for i in range(8): tone(800, hz=300+50*i).save(clips/nfd/'x'/f'{i}{nfd}.wav')
+    text = 'file,label\n' + ''.join(f'{nfc}\\x\\{i}{nfc}.wav,{"ab"[i%2]}\n' for i in range(8))
+    assert vocab(clips, text)==read_labels(clips/'labels.csv').label.unique().tolist()==['a','b']
+
+# Loaders of other kinds
+def test_weighted_loaders(clips):
+    import fastai.callback.data
+    db = DataBlock((AudioBlock(8000), CategoryBlock), get_y=lambda o: 'ab'[int(o.stem)%2], splitter=RandomSplitter(seed=0), batch_tfms=AudioToSpec(FrontEnd(8000)))
+    x,y = db.weighted_dataloaders(get_audio_files(clips), [1.]*16, bs=4, num_workers=0).one_batch()
+    assert len(x)==4 and len(set(x.lens.tolist()))>1
+    wavs = tones(30, 20)
+    assert next(iter(torch.utils.data.DataLoader(wavs, batch_size=2))).lens.tolist()==[30,20]

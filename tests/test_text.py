@@ -10,7 +10,7 @@ from fastai.data.transforms import IndexSplitter, ItemGetter
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from hypothesis import given, settings, strategies as st
-from torch import nn
+from torch import nn, tensor
 
 from fastaudio_lite.text import *
 from fastaudio_lite.audio import AudioTensor, AudioWarning, load_audio, save_audio
@@ -216,9 +216,9 @@ def test_known_voice(tmp_path):
     assert len(w)==1
     with warnings.catch_warnings(action='error'): read_speech(write(tmp_path, 'file,text,speaker,split\na.wav,a,ana,train\nb.wav,b,eva,test\n'))
 
-@pytest.mark.parametrize('s,msg', [('', 'cannot be read .it is empty'), ('file,text\n', 'without a row'), ('file;text\na.wav;b\n', 'separated by commas'),
+@pytest.mark.parametrize('s,msg', [('', 'cannot be read .it is empty'), ('file,text\n', 'without a row'), ('file\na.wav\n', 'expected text too: name them in the first line'),
     ('file,Text\na,b\n', 'expected text too'), ('file,text\na.wav,sí, mañana\n', 'quotes around a text that has a comma'),
-    ('file,text,split\na.wav,a,dev\n', "got the split 'dev'")])
+    ('file,text,split\na.wav,a,dev\n', "got 'dev' in the column 'split'")])
 def test_bad_csv(tmp_path, s, msg):
     with pytest.raises(ValueError, match=msg): read_speech(write(tmp_path, s))
 
@@ -477,3 +477,22 @@ def test_in_learner():
     assert w==pytest.approx(wer(want, ['ab']*4)) and c==pytest.approx(cer(want, ['ab']*4))
     with learn.no_logging(): _,y = learn.get_preds()
     assert [abc.decode(o) for o in y]==want  # In the order of the items, though batches go by length
+
+# The one reader of tables, and other kinds of loaders
+def test_tables_of_all_kinds(tmp_path):
+    want = read_speech(write(tmp_path, 'file,text\na.wav,null\n\nsub/b.wav,007\n'))
+    (tmp_path/'sub').mkdir()
+    for o in 'a.wav','sub/b.wav': save_audio(tone(0.5), tmp_path/o)
+    for s,enc in (('file;text\na.wav;null\nsub/b.wav;007\n','utf-8'), ('file\ttext\r\na.wav\tnull\r\nsub\\b.wav\t007\r\n','utf-16'), (',file,text\n0,a.wav , null\n1,sub/b.wav,007\n','utf-8')):
+        assert read_speech(write(tmp_path, s, encoding=enc))[['file','text']].equals(want[['file','text']])
+
+def test_weighted_batches():
+    from fastai.data.load import fa_collate
+    x,y = fa_collate([(tone(0.3), TensorText(tensor([1,2,3]))), (tone(0.2), TensorText(tensor([1])))])
+    assert x.lens.tolist()==[round(.3*x.sr),round(.2*x.sr)] and y.lens.tolist()==[3,1] and isinstance(y, TensorText)
+
+def test_interpretation_goes_by_items():
+    "fastai asks for items by position and pairs what comes with losses: not the longest first"
+    dls = SpeechDataLoaders.from_items(pairs[:5], pairs[5:], abc, **kw)
+    items = dls.test_dl(pairs[5:], process=True)
+    assert [abc.decode(o) for b in items for o in b[1]]==[t for _,t in pairs[5:]]

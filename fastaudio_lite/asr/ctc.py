@@ -63,6 +63,12 @@ def ctc_nll(
     return res.masked_fill(res>-_low/2, torch.inf)
 
 # %% ../../nbs/12_ctc.ipynb #68fc2caa
+def _cat_steps(xs):
+    "Batches `xs`, one below the other, padded to the longest"
+    n = max(o.shape[1] for o in xs)
+    res = torch.cat([F.pad(o.as_subclass(torch.Tensor), (0,0,0,n-o.shape[1])) for o in xs])    # (B,T,V)
+    return LogProbs(res, lens=torch.cat([o.lens for o in xs]))
+
 class LogProbs(TensorBase):
     "Log-probabilities `(B,T,V)` of tokens at each step, blank 0; how many steps of each clip are valid (`lens`); perhaps those of `sounds`"
     lens = sounds = None
@@ -73,6 +79,12 @@ class LogProbs(TensorBase):
         if not isinstance(res, LogProbs): return res
         res.sounds,res.lens = None,self.lens[k] if self.lens is not None and res.ndim==3 else None
         return res
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        xs = args[0] if func is torch.cat and args and not (args[1:] or (kwargs or {}).get('dim')) else ()
+        if xs and all(isinstance(o, LogProbs) and o.ndim==3 and o.lens is not None for o in xs): return _cat_steps(xs)
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 def steps_needed(
     ids:torch.Tensor, # Tokens `(B,U)`, padded with 0
@@ -94,16 +106,17 @@ class CTCLoss:
         strict:bool=False, # Raise `ValueError` for a text that its clip is too short for?
         sounds=None, # Function of a text's tokens to its speech sounds, where the network names these too; none where a word is unknown
         weight:float=0.5, # Of the loss of the sounds
-    ): self.strict,self.sounds,self.weight,self.skipped = strict,sounds,weight,0
+        reduction:str='mean', # Over the clips that are possible; 'none': a loss each, infinite for an impossible one
+    ): self.strict,self.sounds,self.weight,self.reduction,self.skipped = strict,sounds,weight,reduction,0
 
     def __call__(self,
         lp:LogProbs, # `(B,T,V)` with `lens`
         ids:TensorBase, # `TensorText (B,U)` with `lens`
-    )->torch.Tensor: # Scalar
-        "The loss of a batch"
+    )->torch.Tensor: # Scalar, or `(B,)`
+        "The loss of a batch, or of each clip"
         res,ok = _token_loss(lp, lp.lens, ids, ids.lens.to(lp.device))
         if not ok.all(): self._short(int((~ok).sum()))
-        loss = self._mean(res, ok)
+        loss = self._mean(res, ok, float('inf'))
         return loss if lp.sounds is None or self.sounds is None else loss + self.weight*self._sounds_loss(lp, ids)
 
     def _sounds_loss(self, lp, ids):
@@ -112,7 +125,9 @@ class CTCLoss:
         res,ok = _token_loss(lp.sounds, lp.lens, y.to(lp.device), n.to(lp.device))
         return self._mean(res, ok & (n.to(ok.device)>0))
 
-    def _mean(self, x, ok): return (x*ok).sum()/ok.sum().clamp(min=1)
+    def _mean(self, x, ok, other=0.):
+        if self.reduction=='none': return x.where(ok, other)
+        return (x*ok).sum()/ok.sum().clamp(min=1)
 
     def decodes(self,
         lp:LogProbs, # `(B,T,V)`
