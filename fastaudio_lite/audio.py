@@ -536,9 +536,9 @@ def _sized(file, s, name):
     short = s.size-there
     if short > min(128, there): raise AudioError(f"got {name}, cut off: {there} bytes of sound, "
         f"expected the {s.size} that its header names: copy or download it again")
-    if short>0: warnings.warn(f"{name} ends {short} bytes before its header says: took what is there", AudioWarning, 2)
-    elif not known and -short > max(s.size/20, 1000): warnings.warn(f"{name} holds {-short} bytes behind the {s.size} of sound "
-        "that its header names, which were passed over: was the recording interrupted, or another added?", AudioWarning, 2)
+    if short>0: warnings.warn(f"got {name}, which ends {short} bytes before its header says: took what is there", AudioWarning, 2)
+    elif not known and -short > max(s.size/20, 1000): warnings.warn(f"passed over {-short} bytes behind the {s.size} of sound "
+        f"that the header of {name} names: was the recording interrupted, or another added?", AudioWarning, 2)
     return _resized(file, s, there) if short>0 else file
 
 # %% ../nbs/00_audio.ipynb #d655bdc3
@@ -614,7 +614,7 @@ def _sections(file, src, name):
     elif head[:7]==b'NIST_1A': files = [_check_sphere(file, name)]
     elif _is_mp3(head): return [file if head[:3]==b'ID3' else _Section(file, head=_no_tag)] # `_check_rest` asks how far it was read
     else: files = [_sized(file, s, name) if (s := _sound_size(file, head)) else file]
-    file.seek(0)
+    for o in (file,*files): o.seek(0)
     return [src if o is file else o for o in files]
 
 def _check_sphere(file, name):
