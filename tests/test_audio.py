@@ -410,7 +410,7 @@ def test_one_damaged_byte(fmt, at, value):
 def with_size(fmt, name, value, at=0):
     "0.1 s of sound whose header says that they have `value` bytes"
     raw = bytearray(encode(tone(0.1)[0], 16000, fmt))
-    struct.pack_into({'WAV':'<I', 'RF64':'<Q', 'W64':'<Q', 'CAF':'>Q', 'AIFF':'>I', 'AU':'>I'}[fmt], raw, raw.index(name)+at, value)
+    struct.pack_into(dict(WAV='<I', RF64='<Q', W64='<Q', CAF='>Q', AIFF='>I', AU='>I')[fmt], raw, raw.index(name)+at, value)
     return bytes(raw)
 
 sizes = dict(WAV=(b'data',4,0), RF64=(b'ds64',16,0), W64=(b'data',16,24), CAF=(b'data',4,4), AIFF=(b'SSND',4,8), AU=(b'.snd',8,0))
