@@ -61,6 +61,7 @@ def _sounds(xs, cls=None):
         elif isinstance(o, (list,tuple)): res += _sounds(o, cls)
     return res
 
+# %% ../nbs/00_audio.ipynb #31276cf6
 def _same_lens(wav, res):
     "An outcome `res` of the same length has the valid samples of `wav`"
     if wav.lens is None or res.ndim==0 or res.shape[-1]!=wav.shape[-1]: return None
@@ -73,9 +74,11 @@ def _max_lens(a, b):
 
 def _longest(wavs, res):
     "Rule 1: an outcome `res` is valid as far as the longest of those `wavs` of its length that have `lens`"
-    lens = [_same_lens(o, res) for o in wavs if o.lens is not None and o.ndim and res.ndim and o.shape[-1]==res.shape[-1]]
+    fit = [o for o in wavs if o.lens is not None and o.ndim and res.ndim and o.shape[-1]==res.shape[-1]]
+    lens = [_same_lens(o, res) for o in fit]
     return None if any(o is None for o in lens) or not lens else reduce(_max_lens, lens)
 
+# %% ../nbs/00_audio.ipynb #6c1c4402
 def _joined(args, kwargs):
     "What `torch.stack` or `torch.cat` is to join, and along which axis"
     xs,*dim = [*args, *([kwargs['tensors']] if 'tensors' in kwargs else [])]
@@ -120,6 +123,7 @@ def _index_lens(wav, idx):
     if isinstance(lens, Tensor) and lens.ndim==0: lens = lens.item()
     return lens if len(idx)<ndim else _slice_lens(lens, idx[-1], wav.shape[-1])
 
+# %% ../nbs/00_audio.ipynb #52bf5ecd
 _moves = set('flip fliplr flipud roll rot90 index_select narrow split chunk tensor_split unbind transpose swapaxes swapdims '
     'permute movedim moveaxis repeat expand squeeze unsqueeze'.split())
 _scrambles = set('sort msort gather take_along_dim'.split())
@@ -137,6 +141,7 @@ def _first_marks(marks, ndim):
     if (first != marks).any() or (lens!=lens[...,:1]).any(): return None
     return lens[...,0] if marks.ndim>ndim else lens[0].item()
 
+# %% ../nbs/00_audio.ipynb #f3ad2619
 def _move_lens(func, args, kwargs, cls, ndim):
     "Rule 4: what moves samples moves the marks of the valid ones"
     def _marked(o): return _marks(o) if isinstance(o, cls) else o
@@ -287,6 +292,12 @@ def valid_mask(
     return torch.arange(x.shape[-1], device=x.device) < lens.to(x.device).view(-1, *[1]*(x.ndim-1))
 
 # %% ../nbs/00_audio.ipynb #9f53d399
+def _finite(res, wav):
+    "`res`, computed from `wav`; `AudioError` if that overflowed"
+    if res.isfinite().all(): return res
+    raise AudioError(f"got samples up to {wav.abs().max().item():.1e}, which overflow, "
+        "expected floats in [-1,1]: divide by the full scale")
+
 def resample(
     wav:AudioTensor, # Sound `(C,T)` or batch `(B,C,T)`
     sr:int # Wanted sample rate in Hz
@@ -306,20 +317,15 @@ def _scale_lens(lens, k, n):
     return None if lens is None else min(max(dur2n(lens, k), 1), n)
 
 # %% ../nbs/00_audio.ipynb #780c3d5c
-def _finite(res, wav):
-    "`res`, computed from `wav`; `AudioError` if that overflowed"
-    if res.isfinite().all(): return res
-    raise AudioError(f"got samples up to {wav.abs().max().item():.1e}, which overflow, "
-        "expected floats in [-1,1]: divide by the full scale")
-
 def _cancel(x):
     "Do the channels of the sounds `x` `(...,C,T)` cancel each other, and which is the loudest?"
     power,mixed = x.var(-1, unbiased=False),x.mean(-2).var(-1, unbiased=False) # (...,C) and (...)
     lost = (mixed < power.sum(-1)/x.shape[-2]**2/20) & (power.amax(-1)>1e-8)
     return lost & (x.shape[-1]>=32),power.argmax(-1)
 
-def _warn_cancel(name, level=3): warnings.warn(f"got channels that cancel each other in {name}, expected them to add up: "
-    "took the louder one; was a plug wired the wrong way round?", AudioWarning, level)
+# %% ../nbs/00_audio.ipynb #4ff38a51
+def _warn_cancel(name): warnings.warn(f"got channels that cancel each other in {name}, expected them to add up: "
+    "took the louder one; was a plug wired the wrong way round?", AudioWarning, 3)
 
 def to_mono(
     wav:AudioTensor # Sound `(C,T)` or batch `(B,C,T)`
@@ -414,6 +420,7 @@ def _check_path(fn):
         "expected a sound file: copy or download it again")
     return fn
 
+# %% ../nbs/00_audio.ipynb #7f165381
 @cache
 def _stdin():
     "All of the standard input, kept since it comes but once"
@@ -430,9 +437,8 @@ def _from_path(fn):
 
 def _source(src):
     "What libsndfile can open, and a name for messages"
-    if isinstance(src, (str,os.PathLike)):
-        return _from_path(src),'the standard input' if str(src)=='-' else str(Path(src).expanduser())
     name = getattr(src, 'name', None) or f'the {type(src).__name__}'
+    if isinstance(src, (str,os.PathLike)): src,name = _from_path(src),'the standard input' if str(src)=='-' else src
     if hasattr(src, 'read'):
         if src.seekable(): src.seek(0)
         else: src = src.read()
@@ -469,8 +475,8 @@ class _Section(io.RawIOBase):
 
 # %% ../nbs/00_audio.ipynb #7e9ecbb8
 # Of each container: first chunk, bytes of a name, format of a size, what it counts too much, alignment, size of no sound
-_layouts = {b'RIFF': (12,4,'<I',0,2,0), b'RIFX': (12,4,'>I',0,2,0), b'RF64': (12,4,'<I',0,2,0), b'FORM': (12,4,'>I',0,2,8),
-    b'caff': (8,4,'>q',0,1,4), b'riff': (40,16,'<q',24,8,0)}
+_layouts = {b'RIFF': (12,4,'<I',0,2,0), b'RIFX': (12,4,'>I',0,2,0), b'RF64': (12,4,'<I',0,2,0),
+    b'FORM': (12,4,'>I',0,2,8), b'caff': (8,4,'>q',0,1,4), b'riff': (40,16,'<q',24,8,0)}
 
 def _chunks(file, at, n_id, fmt, extra, align, _):
     "Name, place of the size, size and start of each chunk of `file` from `at` on"
@@ -483,8 +489,9 @@ def _chunks(file, at, n_id, fmt, extra, align, _):
         yield head[:4],at+n_id,size,at+n
         at += n + size + -size%align
 
+# %% ../nbs/00_audio.ipynb #2b1d88d9
 class _Size(NamedTuple):
-    "What a header says of the size of its sound: `size` bytes from `start`, written at `at`; is all known of what follows?"
+    "What a header says of the size of its sound: `size` bytes from `start`, written at `at`"
     at:int
     fmt:str
     size:int
@@ -506,6 +513,7 @@ def _sound_size(file, head):
         file.seek(long)
         return _Size(long, '<q', int.from_bytes(file.read(8), 'little', signed=True), start, layout)
 
+# %% ../nbs/00_audio.ipynb #69636232
 def _all_chunks(file, s):
     "Do only chunks follow the sound of size `s`?"
     at = s.start + s.size + (-s.size%s.layout[4] if s.layout else 0)
@@ -520,6 +528,7 @@ def _unknown(s, there, known):
     if s.size<=there: return False
     return s.size>=2**62 if s.fmt[1]=='q' else 0x7f000000<=s.size<2**31 or s.size>=2**32-256
 
+# %% ../nbs/00_audio.ipynb #c185eca8
 def _resized(file, s, there):
     "`file`, with `there` as the size of its sound"
     file.seek(0)
@@ -537,12 +546,12 @@ def _sized(file, s, name):
     if short > min(128, there): raise AudioError(f"got {name}, cut off: {there} bytes of sound, "
         f"expected the {s.size} that its header names: copy or download it again")
     if short>0: warnings.warn(f"{name} ends {short} bytes before its header says: took what is there", AudioWarning, 2)
-    elif not known and -short > max(s.size/20, 1000): warnings.warn(f"{name} holds {-short} bytes behind the {s.size} of sound "
-        "that its header names, which were passed over: was the recording interrupted, or another added?", AudioWarning, 2)
+    elif not known and -short > max(s.size/20, 1000): warnings.warn(f"passed over {-short} bytes behind the {s.size} "
+        f"of sound that the header of {name} names: was the recording interrupted, or another added?", AudioWarning, 2)
     return _resized(file, s, there) if short>0 else file
 
 # %% ../nbs/00_audio.ipynb #d655bdc3
-_begins = {b'OggS': (re.compile(rb'OggS\0[\x02\x06]', re.S), 6), b'fLaC': (re.compile(rb'fLaC[\0\x80]\0\0\x22', re.S), 8)}
+_begins = {b'OggS': (re.compile(rb'OggS\0[\x02\x06]'), 6), b'fLaC': (re.compile(rb'fLaC[\0\x80]\0\0\x22'), 8)}
 
 def _matches(file, pattern, n):
     "Where in `file` the `pattern` of `n` bytes occurs"
@@ -562,9 +571,11 @@ def _page_end(file, at):
 def _links(file, magic):
     "The recordings that lie in `file` one behind the other"
     at = list(_matches(file, *_begins[magic])) or [0]
-    if magic==b'OggS': at = [b for a,b in zip([-1,*at], at) if a<0 or _page_end(file, a)!=b] # Streams of one recording begin together
+    if magic==b'OggS': # Streams of one recording begin together
+        at = [b for a,b in zip([-1,*at], at) if a<0 or _page_end(file, a)!=b]
     return [file] if len(at)<2 else [_Section(file, a, b) for a,b in zip([0,*at[1:]], [*at[1:],None])]
 
+# %% ../nbs/00_audio.ipynb #4a24dd3f
 def _ogg_ends(file, n=2**17):
     "Does the ogg `file` end in a whole page with the end mark?"
     file.seek(-min(n, file.seek(0, 2)), 2)
@@ -573,14 +584,15 @@ def _ogg_ends(file, n=2**17):
     size = 27 + sum(page[26:27]) + sum(page[27:27+sum(page[26:27])])
     return bool(sum(page[5:6]) & 4) and size<=len(page)
 
+# %% ../nbs/00_audio.ipynb #a01caa6f
 class _Chain:
     "Sound files one behind the other, read as one"
     exact = False
     def __init__(self, fs, name):
         self.fs,f = list(fs),fs[0]
         kinds = {(o.samplerate,o.channels) for o in fs}
-        if len(kinds)>1: raise AudioError(f"got {name}, which holds {len(fs)} recordings of different kinds (Hz, channels: "
-            f"{sorted(kinds)}), expected one kind: split it, e.g. with `ffmpeg`")
+        if len(kinds)>1: raise AudioError(f"got {name}, which holds {len(fs)} recordings of different kinds "
+            f"(Hz, channels: {sorted(kinds)}), expected one kind: split it, e.g. with `ffmpeg`")
         self.samplerate,self.channels,self.format = f.samplerate,f.channels,f.format
         self.frames = sum(o.frames for o in fs)
 
@@ -600,6 +612,7 @@ class _Straight(sf.SoundFile):
         "Can it jump to a sample? mp3 and ogg may miss by a page"
         return super().seekable() and self.format not in ('MP3','OGG') and self.frames<_no_length
 
+# %% ../nbs/00_audio.ipynb #e02d5cfe
 def _is_mp3(head): return head[:3]==b'ID3' or (head[:1]==b'\xff' and head[1:2]>=b'\xe0')
 
 def _sections(file, src, name):
@@ -612,9 +625,9 @@ def _sections(file, src, name):
         if head[:4]==b'OggS' and not all(map(_ogg_ends, files)): raise AudioError(f"got {name}, cut off: "
             "its end mark is missing: copy or download it again, or re-encode what is there with `ffmpeg`")
     elif head[:7]==b'NIST_1A': files = [_check_sphere(file, name)]
-    elif _is_mp3(head): return [file if head[:3]==b'ID3' else _Section(file, head=_no_tag)] # `_check_rest` asks how far it was read
+    elif _is_mp3(head): return [file if head[:3]==b'ID3' else _Section(file, head=_no_tag)]
     else: files = [_sized(file, s, name) if (s := _sound_size(file, head)) else file]
-    file.seek(0)
+    for o in (file,*files): o.seek(0)
     return [src if o is file else o for o in files]
 
 def _check_sphere(file, name):
@@ -627,17 +640,19 @@ def _check_sphere(file, name):
         f"expected the {need} that its header names: copy or download it again")
     return file
 
+# %% ../nbs/00_audio.ipynb #9b6f0b7e
 @contextmanager
 def _open(src):
     "The open sound file `src` and its name; what libsndfile cannot read is an `AudioError`"
     src,name = _source(src)
     try:
         with ExitStack() as stack:
-            file = stack.enter_context(open(src, 'rb') if isinstance(src, str) else nullcontext(src))
+            file = stack.enter_context(open(src, 'rb', buffering=0) if isinstance(src, str) else nullcontext(src))
             fs = [stack.enter_context(_Straight(o)) for o in _sections(file, src, name)]
             f = fs[0] if len(fs)==1 else _Chain(fs, name)
             _check_sr(f.samplerate)
-            if f.format=='VOC' and 'truncated' in f.extra_info: raise AudioError(f"got {name}, cut off: copy or download it again")
+            if f.format=='VOC' and 'truncated' in f.extra_info: raise AudioError(
+                f"got {name}, cut off: copy or download it again")
             yield f,name
     except sf.LibsndfileError as e:
         raise AudioError(f"cannot read {name}: damaged, or no sound ({e.error_string.strip(' .')}); expected one of "
@@ -741,7 +756,7 @@ def _check_span(start, dur):
 
 # %% ../nbs/00_audio.ipynb #7dd1da76
 def load_audio(
-    src, # Path ('-': standard input), bytes, file, array, tensor, list, `AudioTensor`, pair of array and rate, or dict of these
+    src, # Path ('-': standard input), bytes, file, array, tensor, list, `AudioTensor`, (array, rate), or dict of these
     sr:int|None=None, # Wanted sample rate in Hz (None: keep)
     mono:bool=True, # Mix the channels to one?
     sr_in:int|None=None, # Sample rate in Hz of bare samples; files and `AudioTensor`s know theirs
@@ -894,6 +909,7 @@ def is_silent(
     if res and warn: warnings.warn(f"got silence (peak {peak:.1e}): was the microphone muted?", AudioWarning, 2)
     return res
 
+# %% ../nbs/00_audio.ipynb #b293fe55
 def _centered(x, win):
     "`x` `(C,T)` without the constant that a cheap sound card adds: the mean of the quietest frame of `win` samples"
     if x.shape[-1]<win: return x - x.mean(-1, keepdim=True)
@@ -1011,18 +1027,22 @@ def get_audio_files(
     recurse:bool=True, # Look into its folders too?
     folders:list|None=None # Names of the folders in `path` to look into (None: all)
 )->L: # Paths, sorted; hidden files and folders are left out
-    "Sound files in `path`, by their suffix (`audio_extensions`), or by what is in them; warns of audio that cannot be read"
+    "Sound files in `path`, by their suffix (`audio_extensions`) or content; warns of audio that cannot be read"
     path = Path(path).expanduser()
     if not path.is_dir(): raise FileNotFoundError(f"got {path}, "
         "expected an existing folder with sound files: check its name")
     others = Counter()
-    names = sorted(_audio_names(path, recurse, folders, others), key=lambda o: os.path.normcase(o).split(os.sep)) # As paths, and faster
+    found = _audio_names(path, recurse, folders, others)
+    names = sorted(found, key=lambda o: os.path.normcase(o).split(os.sep)) # As paths, and faster
     if others: warnings.warn(f"passed over {', '.join(f'{n} {k}' for k,n in sorted(others.items()))} files in {path}, "
         "expected sound that libsndfile reads: convert them, e.g. `ffmpeg -i sound.m4a sound.wav`", AudioWarning, 2)
     return L(map(Path, names))
 
-_others = set('.m4a .m4b .mp4 .3gp .aac .ac3 .eac3 .dts .wma .webm .weba .mka .amr .awb .ape .wv .tta .mpc .spx .ra .qcp .dsf'.split())
-_sound_begins = re.compile(rb'(RIFF|RIFX|RF64|FORM)....(WAVE|AIF[FC]|8SVX)|fLaC|OggS|caff\x00\x01|\.snd\x00|NIST_1A|riff\.\x91|ID3[\2-\4]', re.S)
+# %% ../nbs/00_audio.ipynb #634bd82e
+_others = set('.m4a .m4b .mp4 .3gp .aac .ac3 .eac3 .dts .wma .webm .weba .mka .amr .awb .ape .wv .tta .mpc .spx .ra '
+    '.qcp .dsf'.split())
+_sound_begins = re.compile(rb'(RIFF|RIFX|RF64|FORM)....(WAVE|AIF[FC]|8SVX)|fLaC|OggS|'
+    rb'caff\x00\x01|\.snd\x00|NIST_1A|riff\.\x91|ID3[\2-\4]', re.S)
 
 def _is_audio(fn, others):
     "Is `fn` a sound file? Its content decides where its suffix does not; counts the suffixes of audio that it is not"

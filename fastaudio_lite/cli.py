@@ -564,6 +564,7 @@ def _sounds(names):
             _need(fs := get_audio_files(o), f"got the folder {o} with no audio in it, expected sound files")
             yield from fs
 
+# %% ../nbs/34_cli.ipynb #70af6b7e
 def _ask(f, fn):
     "What `f` says of the file `fn`, a dict ready for json; warnings on the way are part of it"
     with warnings.catch_warnings(record=True) as ws:

@@ -187,6 +187,57 @@ def test_pipes_cannot_seek():
     os.close(w)
     with os.fdopen(r, 'rb') as f: assert load_audio(f).shape==(1,100)
 
+def test_sounds_as_others_hold_them(tmp_path):
+    fn = save_audio(tone(0.1), tmp_path/'a.wav')
+    x = sf.read(fn, dtype='int16')[0]
+    want = load_audio(fn)
+    for src in dict(array=x, sampling_rate=16000), dict(bytes=fn.read_bytes(), path=None), dict(bytes=None, path=str(fn)), \
+        (x.astype('>i2'), 16000): assert torch.equal(load_audio(src), want)
+    assert torch.allclose(load_audio((want[0].numpy().astype('>f4'), 16000)), want)
+    raises('got a dict of text', load_audio, dict(text='six'))
+    raises('2 names', load_audio, np.array(['a.wav','b.wav']))
+    for o in 'https://example.org/a.wav', Path('https://example.org/a.wav'): raises('address https://example.org/a.wav', load_audio, o)
+
+def test_standard_input_and_pipes(tmp_path):
+    fn = save_audio(tone(0.1), tmp_path/'a.wav')
+    code = "from fastaudio_lite.audio import *; import sys; print(audio_info(sys.argv[1]).n_samples, load_audio(sys.argv[1]).n_samples)"
+    for o in '-','/dev/stdin':
+        res = subprocess.run([sys.executable, '-c', code, o], input=fn.read_bytes(), capture_output=True, check=True)
+        assert res.stdout.split()==[b'1600',b'1600']
+
+def test_channels_that_cancel():
+    w = tone(0.5)
+    both = AudioTensor(torch.cat([w, -0.9*w]), sr=16000)
+    raw = encode(both.T.numpy(), 16000, subtype='FLOAT')
+    for f in (lambda: to_mono(both), lambda: load_audio(both), lambda: load_audio(raw), lambda: torch.cat(list(audio_windows(raw, 0.1)), -1)):
+        with pytest.warns(AudioWarning, match='cancel'): assert torch.allclose(f(), w)
+    with pytest.warns(AudioWarning, match='cancel'): res = to_mono(torch.stack([both, both.abs()]))
+    assert torch.allclose(res[0], w) and torch.allclose(res[1], w.abs()*0.95)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for o in noise(c=2), AudioTensor(torch.cat([w, -0.5*w]), sr=16000), AudioTensor(torch.zeros(2, 800), sr=8000): to_mono(o)
+
+def test_many_channels_are_mixed_as_they_come(tmp_path):
+    "255 channels for 20 s: 163 MB of floats, of which one block is held at a time"
+    with sf.SoundFile(fn := tmp_path/'a.wav', 'w', 8000, 255, 'PCM_16') as f:
+        for _ in range(20): f.write(np.full((8000,255), 8192, 'int16'))
+    code = f"""if True:
+        import resource
+        from fastaudio_lite.audio import load_audio
+        def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        load_audio({str(fn)!r}, dur=0.1)
+        before = used()
+        print(load_audio({str(fn)!r}).unique().tolist(), used()-before)"""
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert out.startswith('[0.25] ') and int(out.split()[1])<60_000
+
+def test_overflow_is_an_error():
+    loud = AudioTensor(torch.full((2, 4000), 3.4e38), sr=8000)
+    steps = AudioTensor(torch.where(torch.arange(4000)%50<25, 3.4e38, -3.4e38)[None], sr=8000)
+    raises('overflow', to_mono, loud)
+    raises('overflow', resample, steps, 16000)
+    for o in loud,steps,encode([0., 1e20], subtype='FLOAT'): raises(r'\[-1,1\]', load_audio, o)
+
 def test_integers_are_scaled():
     for dt,lo,hi in ('int8',-128,127),('int16',-32768,32767),('int32',-2**31,2**31-1):
         x = load_audio(np.array([lo,0,hi], dt), sr_in=8000)[0]
@@ -356,6 +407,72 @@ def test_one_damaged_byte(fmt, at, value):
     try: assert load_audio(bytes(raw)).isfinite().all()
     except AudioError: pass
 
+def with_size(fmt, name, value, at=0):
+    "0.1 s of sound whose header says that they have `value` bytes"
+    raw = bytearray(encode(tone(0.1)[0], 16000, fmt))
+    struct.pack_into(dict(WAV='<I', RF64='<Q', W64='<Q', CAF='>Q', AIFF='>I', AU='>I')[fmt], raw, raw.index(name)+at, value)
+    return bytes(raw)
+
+sizes = dict(WAV=(b'data',4,0), RF64=(b'ds64',16,0), W64=(b'data',16,24), CAF=(b'data',4,4), AIFF=(b'SSND',4,8), AU=(b'.snd',8,0))
+
+@pytest.mark.parametrize('fmt', sizes)
+def test_unknown_and_wrong_sizes(fmt):
+    "Nothing, all ones and the largest number mean: to the end of the file"
+    name,at,none = sizes[fmt]
+    bits = 64 if fmt in ('RF64','W64','CAF') else 32
+    for size in 0,none,2**bits-1,2**(bits-1)-1: assert load_audio(with_size(fmt, name, size, at)).n_samples==1600
+    with pytest.warns(AudioWarning, match='36 bytes'): assert load_audio(with_size(fmt, name, 3200+none+36, at)).n_samples==1600
+    raw = encode(tone(0.1)[0], 16000, fmt)
+    raises('cut off', audio_info, raw[:-1500])
+
+def test_what_lies_behind_the_sound():
+    raw = encode(tone(0.1)[0], 16000)
+    with pytest.warns(AudioWarning, match='passed over 2200 bytes'): assert load_audio(with_size('WAV', b'data', 1000, 4)).n_samples==500
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for more in bytes(100), b'LIST' + struct.pack('<I', 2000) + bytes(2000): assert load_audio(raw+more).n_samples==1600
+        raises('no samples', load_audio, encode([])+b'LIST' + struct.pack('<I', 20) + bytes(20))
+
+def test_sphere_cut_off():
+    raw = encode(tone(0.1)[0], 16000, 'NIST', 'PCM_16')
+    assert load_audio(raw).n_samples==1600
+    raises('cut off', load_audio, raw[:-1000])
+
+def test_flac_of_unknown_length():
+    raw = bytearray(encode(tone(0.5)[0], 16000, 'FLAC'))
+    raw[21] &= 0xf0
+    raw[22:26] = bytes(4)
+    assert load_audio(bytes(raw)).n_samples==audio_info(bytes(raw)).n_samples==8000
+    assert load_audio(bytes(raw), start=0.3).n_samples==3200 and sum(o.lens for o in audio_windows(bytes(raw), 0.2))==8000
+    raises('damaged|cut off', load_audio, bytes(raw[:len(raw)//2]))
+
+@pytest.mark.parametrize('fmt,subtype', [('OGG','VORBIS'),('OGG','OPUS'),('FLAC','PCM_16')])
+def test_recordings_in_a_row(tmp_path, fmt, subtype):
+    one,two = (encode(tone(0.5, f=f)[0], 16000, fmt, subtype) for f in (300,900))
+    (fn := tmp_path/'a.bin').write_bytes(one+two)
+    parts = torch.cat([load_audio(one), load_audio(two)], -1)
+    for src in fn,one+two: assert torch.equal(load_audio(src), parts) and audio_info(src).n_samples==parts.n_samples
+    assert torch.equal(load_audio(fn, start=0.6), parts[:, 9600:]) and sum(o.lens for o in audio_windows(fn, 0.3))==parts.n_samples
+    raises('different kinds', load_audio, one+encode(tone(0.5, 8000)[0], 8000, fmt, subtype))
+
+@pytest.mark.parametrize('subtype', ['GSM610','G721_32','NMS_ADPCM_16','IMA_ADPCM'])
+def test_codecs_that_cannot_seek(subtype):
+    raw = encode(tone(0.5, 8000)[0], 8000, subtype=subtype)
+    n = audio_info(raw).n_samples
+    assert n>=4000 and load_audio(raw).n_samples==n and torch.equal(load_audio(raw, start=0.25), load_audio(raw)[:, 2000:])
+
+def test_the_content_decides(tmp_path, monkeypatch):
+    "An mp3 is one under any name, and beside files that a Mac leaves"
+    monkeypatch.chdir(tmp_path)
+    raw = encode(tone(0.5)[0], 16000, 'MP3')
+    for o in '._','._a.wav','._b.mp3': Path(o).write_bytes(b'junk'*30)
+    for o in 'a.wav','b.mp3','c': Path(o).write_bytes(raw)
+    for src in 'a.wav','b.mp3','c',raw: assert load_audio(src).n_samples==8000
+    bare = bytearray(encode(np.random.randn(441000)*np.linspace(0, 0.1, 441000), 44100, 'MP3'))
+    for o in b'Xing',b'Info': bare = bare.replace(o, bytes(4))
+    Path('d.wav').write_bytes(bare + bare)
+    raises('without an index', load_audio, 'd.wav')
+
 def test_no_samples(tmp_path):
     raises('no samples', load_audio, encode(np.zeros(0)))
     raises('no samples', load_audio, [], sr_in=8000)
@@ -399,6 +516,12 @@ def test_silence_is_no_error_and_no_nan():
     assert is_silent(faint) and not is_silent(faint, floor_db=-140)
     assert is_silent(AudioTensor(torch.zeros(1,0), sr=8000))
 
+def test_a_constant_is_silence():
+    assert is_silent(AudioTensor(torch.full((1, 8000), 0.01), sr=8000)) and not is_silent(noise()+0.5)
+    assert is_silent(pad_audio([AudioTensor(torch.full((1, n), 0.01), sr=8000) for n in (800,500)])[1])
+    w = torch.cat([torch.zeros(1, 8000), tone(1., 8000), torch.zeros(1, 8000)], -1)
+    for c in 0.02,-0.3: assert trim_silence(AudioTensor(w+c, sr=8000)).shape==trim_silence(AudioTensor(w, sr=8000)).shape
+
 # --- info and windows
 
 def test_info(tmp_path):
@@ -411,7 +534,9 @@ def test_info(tmp_path):
 def test_windows_tile_the_sound(n, win, hop, sr, is_bytes):
     w = AudioTensor(torch.rand(2, n)-0.5, sr=8000)
     full = load_audio(w, sr)
-    ws = list(audio_windows(encode(w.T, subtype='FLOAT') if is_bytes else w, win, hop, sr))
+    src = encode(w.T, subtype='FLOAT') if is_bytes else w
+    ws = list(audio_windows(src, win, hop, sr))
+    for a,b in zip(ws, audio_windows(src, win, hop, sr, mono=False)): assert b.n_channels==2 and torch.allclose(a, b.mean(0, keepdim=True), atol=1e-5)
     nw,nh = dur2n(win, full.sr),dur2n(hop, full.sr)
     assert all(o.shape==(1,nw) and o.sr==full.sr for o in ws)
     for k,o in enumerate(ws): assert torch.allclose(o.trimmed(), full[:, k*nh:k*nh+nw], atol=1e-5)
@@ -538,6 +663,9 @@ def test_show():
     assert AudioTensor(torch.zeros(1, 10)).show().get_xlabel()=='sample'
     plt.close('all')
 
+def test_hear_takes_half_precision():
+    for w in noise().half(), noise().bfloat16().requires_grad_(): assert '<audio' in w.hear()._repr_html_()
+
 def test_hear():
     def heard(p): return load_audio(p.data)
     p = tone(0.5, 44100).hear()
@@ -557,6 +685,15 @@ def test_get_audio_files(tmp_path):
     assert names(recurse=False)==['a.FLAC','b.wav'] and names(folders=['x'])==['x/c.mp3','x/y/d.ogg']
     raises('existing folder', get_audio_files, tmp_path/'no', err=FileNotFoundError)
     assert {'.wav','.flac','.ogg','.mp3'} <= set(audio_extensions)
+
+def test_folders_with_other_kinds_of_files(tmp_path):
+    raw = encode([0.,0.5])
+    kinds = dict(oga='OGG', wave='WAV', aifc='AIFF', caf='CAF', w64='W64', snd='AU', sph='NIST')
+    for k,v in kinds.items(): (tmp_path/f'x.{k}').write_bytes(encode(tone(0.1)[0], 16000, v, 'PCM_16' if v=='NIST' else None))
+    assert [o.suffix[1:] for o in get_audio_files(tmp_path)]==sorted(kinds) and all(load_audio(o).n_samples for o in get_audio_files(tmp_path))
+    for o,x in {'no_suffix':raw, 'wav.m4a':raw, 'LICENSE':b'free', 'notes.txt':raw, 'a.m4a':b'....ftypM4A ', 'b.WMA':b'0&'}.items(): (tmp_path/o).write_bytes(x)
+    with pytest.warns(AudioWarning, match='passed over 1 .m4a, 1 .wma files'): found = {o.name for o in get_audio_files(tmp_path)}
+    assert {'no_suffix','wav.m4a'} <= found and len(found)==len(kinds)+2
 
 def test_dur2n(): assert dur2n(0.5, 8000)==4000 and dur2n(1/3, 3)==1 and [dur2n(i+0.5, 1) for i in range(4)]==[1,2,3,4]
 
