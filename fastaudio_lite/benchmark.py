@@ -228,7 +228,8 @@ def bench_fsdd_official(
 # %% ../nbs/32_benchmark.ipynb #8ed073d2
 def _words(tr, o):
     "The words of one utterance of AN4 as pairs of sound and text, by alignment; none where the text is too long"
-    from fastaudio_lite.asr.ctc import cut_words, steps_needed, word_spans
+    from fastaudio_lite.asr.ctc import cut_words, word_spans
+    from fastaudio_lite.text import steps_needed
     wav,ids = load_audio(o.file, tr.sr),torch.tensor(tr.tokens.encode(o.text))
     lp = tr(wav[None])[0].as_subclass(torch.Tensor)
     if steps_needed(ids[None]) > len(lp): return []

@@ -782,13 +782,9 @@ def _list_of(lines):
     return [o for o in map(clean_text, lines) if o]
 
 def _words_file(fn):
-    "The words in the text file `fn`, one a line"
-    fn = Path(fn)
-    if not fn.is_file(): raise FileNotFoundError(f"got the lexicon {fn}, expected a text file with a word a line: check its name")
-    try: words = _list_of(fn.read_text(encoding='utf-8-sig').splitlines())
-    except UnicodeDecodeError as e: raise ValueError(f"got the lexicon {fn}, which is no text in UTF-8 ({e.reason}): save it as text") from e
-    _need(words, f"got the lexicon {fn} without a word, expected a word a line")
-    return words
+    "The words of the lexicon in the file `fn`"
+    from fastaudio_lite.asr.decode import read_lexicon
+    return read_lexicon(fn)
 
 def _recognizer(model, lm, lexicon, hotwords, **kwargs):
     "The saved `Transcriber` with its decoder; arguments that are None are the decoder's own choice"

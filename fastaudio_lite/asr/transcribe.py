@@ -17,12 +17,12 @@ import torch
 from fastcore.all import patch
 from fasttransform import ItemTransform
 
-from .ctc import LogProbs, cut_words, log_probs, quietest, steps_needed, word_spans
+from .ctc import LogProbs, cut_words, log_probs, quietest, word_spans
 from ..audio import AudioError, AudioTensor, AudioWarning, audio_windows, dur2n, is_silent
 from ..classifier import heard
 from ..kinds import PretrainedError, Saved, Span, check_range, name_in, network, networks
 from ..spectrogram import FrontEnd
-from ..text import Tokens, split_words
+from ..text import Tokens, split_words, steps_needed
 
 # %% ../../nbs/17_transcribe.ipynb #c69c377c
 class Transcriber(Saved):
