@@ -262,15 +262,36 @@ def test_spans(rec, clips):
     wav = load_audio(clips[0][0], 8000)
     late = AudioTensor(torch.cat([torch.zeros(1,4000), wav.as_subclass(torch.Tensor)], 1), sr=8000)
     (a,b) = rec.spans(wav),rec.spans(late)
-    assert [w for w,_,_ in a]==[w for w,_,_ in b] and a
-    close([s+0.5 for _,s,_ in a], [s for _,s,_ in b], eps=0.03)
-    assert all(0<=s<e<=wav.dur+0.02 for _,s,e in a)
+    assert [o.text for o in a]==[o.text for o in b] and a
+    close([o.start+0.5 for o in a], [o.start for o in b], eps=0.03)
+    assert all(0<=o.start<o.end<=wav.dur+0.02 and 0<o.prob<=1 for o in a)
+
+def test_prob_of_a_word(rec, clips):
+    "What a word's own frames say of it, beside the other words; certain where there is no other"
+    sounds = [f for f in clips[1][:6]]
+    for f in sounds:
+        (x,),path = rec.features([f]),[(w,0,rec.features([f])[0].shape[0]) for w in range(len(rec.words))]
+        p = [rec._probs(x, [o])[0] for o in path]
+        close([sum(p)], [1.], eps=1e-4)
+        assert rec.words[p.index(max(p))]==rec.predict(f)
 
 def test_saved(rec, clips):
     "Settings and state make the same recognizer"
     other = HMMDigits.from_config(rec.config())
     other.load_state_dict(rec.state_dict())
     assert other.predict(clips[1][:9])==rec.predict(clips[1][:9])
+
+def test_saved_to_a_folder(rec, clips, tmp_path):
+    "As a folder of numbers and names it comes back, and a stranger's settings are within bounds"
+    from fastaudio_lite.export import export_onnx, from_pretrained, save_pretrained
+    from fastaudio_lite.kinds import PretrainedError
+    folder = save_pretrained(rec, tmp_path/'words', dict(accuracy=.5))
+    for other in from_pretrained(folder, 'hmm'),HMMDigits.from_pretrained(folder):
+        assert other.config()==rec.config() and other.spans(clips[1][0])==rec.spans(clips[1][0])
+    with pytest.raises(PretrainedError, match='got a hmm'): from_pretrained(folder, 'classifier')
+    with pytest.raises(PretrainedError, match='it has no graph'): export_onnx(rec, tmp_path/'x.onnx')
+    with pytest.raises(PretrainedError, match='got n_states=1000000'): HMMDigits.check({**rec.config(), 'n_states':10**6})
+    with pytest.raises(PretrainedError, match='lacks penalty'): HMMDigits.check({k:v for k,v in rec.config().items() if k!='penalty'})
 
 def test_deterministic(rec, clips):
     again = HMMDigits(n_mix=1, n_states=5, warps=(1.,))
