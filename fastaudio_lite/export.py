@@ -454,16 +454,14 @@ def from_pretrained(
     return obj.eval()
 
 # %% ../nbs/06_export.ipynb #75b50c5f
-from .spectrogram import FrontEnd
-
 def _waves(fe):
     "Windowed cosines and sines, the kernels of a convolution `(2*(n_fft//2+1),1,win)`"
     f,t = torch.arange(fe.n_fft//2+1, dtype=torch.float64)[:,None],torch.arange(fe.n_fft)
     angle,l = f*t%fe.n_fft*(2*math.pi/fe.n_fft),(fe.n_fft-fe.win)//2
     return (torch.cat([angle.cos(), angle.sin()])*fe.window)[:,None,l:l+fe.win].float().contiguous()
 
-class GraphFrontEnd(FrontEnd):
-    "A `FrontEnd` in operations that ONNX has: spectra and running means are convolutions"
+class GraphFrontEnd:
+    "What a `FrontEnd` does with more than one frame, in an operation that ONNX has: spectra and running means are convolutions"
     def _powers(self, x):
         l,T = (self.n_fft-self.win)//2,x.shape[-1]                            # a frame has `l` zeros before its window
         h = self.n_fft//2-l
@@ -483,11 +481,12 @@ class GraphFrontEnd(FrontEnd):
 
 # %% ../nbs/06_export.ipynb #6540ee8e
 def _as_graph(m):
-    "A copy of the module `m` in which each `FrontEnd` is a `GraphFrontEnd`"
+    "A copy of the module `m` in which each `FrontEnd` is a `GraphFrontEnd` too"
+    from fastaudio_lite.spectrogram import FrontEnd
     m = copy.deepcopy(m)
     for o in m.modules():
-        if type(o) is FrontEnd:
-            o.__class__ = GraphFrontEnd
+        if isinstance(o, FrontEnd):
+            o.__class__ = type('GraphFrontEnd', (GraphFrontEnd,type(o)), {})
             o.register_buffer('waves', _waves(o), persistent=False)
     return m
 
