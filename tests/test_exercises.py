@@ -518,7 +518,7 @@ def test_force(hmm):
     def even(rec, sound, text):
         n = len(rec.features([sound])[0])/len(text.split())
         return [(i*n,(i+1)*n) for i in range(len(text.split()))]
-    def heard(rec, sound, text): return [((a-rec._clip(sound)[1])*100,(b-rec._clip(sound)[1])*100) for _,a,b in rec.spans(sound)]
+    def heard(rec, sound, text): return [((a-rec._clip(sound)[1])*100,(b-rec._clip(sound)[1])*100) for a,b in ((o.start, o.end) for o in rec.spans(sound))]
     def in_s(*a): return np.array(hmm.force(*a))/100
     tells(hmm, 'check_force', 'force', [hmm.force, lambda *a: torch.tensor(hmm.force(*a)), lambda *a: ([a,b+1] for a,b in hmm.force(*a))],
         [even, heard, in_s, lambda *a: hmm.force(*a)[::-1], lambda *a: [a for a,_ in hmm.force(*a)]])

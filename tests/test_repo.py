@@ -97,7 +97,7 @@ def test_function_lengths():
 
 # Structure
 # Data flows downhill: a module imports only from those above it, lazily imported ones included
-house = '''audio datasets spectrogram augment data kinds layers training classifier export compat scale voices text
+house = '''audio exercises datasets spectrogram augment data kinds layers training classifier export compat scale voices text
     asr.hmm asr.ctc asr.decode asr.transcribe benchmark cli'''.split()
 
 def _name(fn): return '.'.join(fn.relative_to(lib).with_suffix('').parts)
