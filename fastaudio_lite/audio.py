@@ -802,6 +802,7 @@ def _file_blocks(src, sr, mono):
         yield out
         chs = 1 if mono else f.channels
         rs = None if out==f.samplerate else soxr.ResampleStream(f.samplerate, out, chs)
+        if not f.frames: _check_samples(torch.zeros(chs, 0), name)
         for x in _mixed(_blocks(f, f.frames, name), mono, name):
             x = _check_samples(x, name).numpy()
             yield x if rs is None else rs.resample_chunk(np.ascontiguousarray(x.T)).reshape(-1, chs).T
@@ -809,7 +810,7 @@ def _file_blocks(src, sr, mono):
 
 def _windows(blocks, win, hop):
     "Windows of `win` samples every `hop` from `blocks`; the last is shorter if samples are left that no window held"
-    buf,k = next(blocks),0 # (C,T)
+    buf,k = next(blocks, np.zeros((1,0), 'float32')),0 # (C,T)
     for x in blocks:
         while buf.shape[-1]>=max(win, hop):
             yield buf[:, :win]

@@ -475,6 +475,7 @@ def test_the_content_decides(tmp_path, monkeypatch):
 
 def test_no_samples(tmp_path):
     raises('no samples', load_audio, encode(np.zeros(0)))
+    raises('no samples', lambda: list(audio_windows(encode(np.zeros(0)), 1.)))
     raises('no samples', load_audio, [], sr_in=8000)
     raises('no samples', load_audio, np.zeros((0,2)), sr_in=8000)
     raises('no samples', load_audio, AudioTensor(torch.zeros(1, 0), sr=8000))
