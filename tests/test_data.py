@@ -551,7 +551,8 @@ def test_labels_are_clean(clips):
 
 def test_numbers_where_they_are_meant(clips):
     text = csv_of([[i/2, 'ab'[i%2], i%4] for i in range(16)], 'file,size,label,fold')
-    dls = L.from_csv(clips, table(clips, text).name, label_col='size', y_block=RegressionBlock, splitter=lambda df: (np.where(df.fold<3)[0], np.where(df.fold==3)[0]), **kw)
+    dls = L.from_csv(clips, table(clips, text).name, label_col='size', y_block=RegressionBlock,
+        splitter=lambda df: (np.where(df.fold<3)[0], np.where(df.fold==3)[0]), **kw)
     assert dls.one_batch()[1].dtype==torch.float32
     hot = csv_of([[i%2, 1] for i in range(16)], 'file,dog,rain')
     assert vocab(clips, hot, label_col=['dog','rain'])==['dog','rain']
@@ -666,7 +667,6 @@ def test_names_of_other_systems(clips):
 
 # Loaders of other kinds
 def test_weighted_loaders(clips):
-    import fastai.callback.data
     db = DataBlock((AudioBlock(8000), CategoryBlock), get_y=lambda o: 'ab'[int(o.stem)%2], splitter=RandomSplitter(seed=0), batch_tfms=AudioToSpec(FrontEnd(8000)))
     x,y = db.weighted_dataloaders(get_audio_files(clips), [1.]*16, bs=4, num_workers=0).one_batch()
     assert len(x)==4 and len(set(x.lens.tolist()))>1
