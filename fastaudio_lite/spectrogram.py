@@ -418,6 +418,14 @@ def _block(self:FrontEnd, x):
     return x.clamp_(min=1e-10).log_() if self.scale=='log' else x
 
 @patch
+def _scaled(self:FrontEnd, x):
+    "What of the scale needs the whole clip `(B,C,F,T)`"
+    if self.scale=='pcen': return pcen(x*2.**31, self.sr, self.hop, smooth=self._smoothed)
+    if self.scale!='db' or self.top_db is None: return x
+    return x.clamp_(min=x.detach().amax((1,2,3), keepdim=True)-self.top_db)
+
+# %% ../nbs/02_spectrogram.ipynb #995c287e
+@patch
 def _powers(self:FrontEnd, x):
     "Power spectra of `x` `(N,T)`, through `_block`: `(N,frames,F)`"
     return power_rows(x, self.window, self.hop, self._block, self.power, self.center)
@@ -426,13 +434,6 @@ def _powers(self:FrontEnd, x):
 def _smoothed(self:FrontEnd, x, b, init):
     "The running average that `pcen` divides by"
     return low_pass(x, b, init)
-
-@patch
-def _scaled(self:FrontEnd, x):
-    "What of the scale needs the whole clip `(B,C,F,T)`"
-    if self.scale=='pcen': return pcen(x*2.**31, self.sr, self.hop, smooth=self._smoothed)
-    if self.scale!='db' or self.top_db is None: return x
-    return x.clamp_(min=x.detach().amax((1,2,3), keepdim=True)-self.top_db)
 
 # %% ../nbs/02_spectrogram.ipynb #1c87983a
 @patch
