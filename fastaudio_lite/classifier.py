@@ -239,19 +239,20 @@ def onnx_facts(self:Classifier):
 
 # %% ../nbs/05_classifier.ipynb #a876abbd
 @patch
-def _load(self:Classifier, sound):
-    "`sound` at the rate, and with the channels, that the model was made for"
-    wav = load_audio(sound, self.sr, self.channels==1)
+def _fitting(self:Classifier, wav):
+    "`wav`, if it has the channels that the model was made for"
     if wav.n_channels==self.channels: return wav
     raise AudioError(f"got a sound of {wav.n_channels} channel{'s'*(wav.n_channels>1)}, expected {self.channels}, as in training")
 
 @patch
+def _whole(self:Classifier, sound):
+    "All of `sound`, at the rate that the model was made for"
+    return self._fitting(load_audio(sound, self.sr, self.channels==1))
+
+@patch
 def _cuts(self:Classifier, sound):
-    "Windows of a long sound; a file is read in blocks where it is mixed anyway"
-    n,hop = dur2n(self.dur, self.sr),max(dur2n(self.hop, self.sr), 1)
-    if isinstance(sound, (str,Path)) and self.channels==1: return (o.trimmed() for o in audio_windows(sound, self.dur, self.hop, self.sr))
-    wav = self._load(sound)
-    return (wav[:,i:i+n] for i in range(0, max(wav.n_samples-n, 0)+hop, hop))
+    "Windows of a long sound, read in blocks where it is a file"
+    return (self._fitting(o.trimmed()) for o in audio_windows(sound, self.dur, self.hop, self.sr, mono=self.channels==1))
 
 @patch
 def windows(self:Classifier,
@@ -260,9 +261,9 @@ def windows(self:Classifier,
     "The whole `sound` if it is at most `dur` seconds, else windows of `dur`, `hop` seconds apart; the last ends with the sound"
     def _trimmed(wav): return trim_silence(wav, self.trim) if self.trim else wav
     is_file = isinstance(sound, (str,Path))
-    if not is_file: sound = self._load(sound)
+    if not is_file: sound = self._whole(sound)
     dur = audio_info(sound).dur if is_file else sound.dur
-    wav = self._load(sound) if dur<=self.dur or self.trim and dur<=60 else None
+    wav = self._whole(sound) if dur<=self.dur or self.trim and dur<=60 else None
     short = wav is not None and (_trimmed(wav).dur<=self.dur or dur<=self.dur)
     if short: yield 0.,wav.dur,_trimmed(wav)
     else:
