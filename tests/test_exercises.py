@@ -119,7 +119,7 @@ def test_halve(audio):
 @pytest.fixture(scope='module')
 def datasets():
     from fastaudio_lite.datasets import digit_files
-    return Lesson("01_datasets", "check_shared shared check_folds group_folds check_better better", files=digit_files()[::2])
+    return Lesson('01_datasets', 'check_shared shared check_folds group_folds check_better better', files=digit_files()[::3])
 
 def test_shared(datasets):
     def by_loop(train_keys, test_keys): return sum(o in list(train_keys) for o in test_keys)/len(test_keys)
@@ -365,7 +365,7 @@ def test_own_loaders(migrate):
     files,ours,aug = [o for o in migrate.files if migrate.digit_label(o) in '12'][::8],migrate.ours,migrate.augment
     def loaders(*tfms):
         block = migrate.DataBlock((migrate.AudioBlock, migrate.CategoryBlock), get_y=migrate.digit_label, batch_tfms=list(tfms))
-        return block.dataloaders(files, bs=8)
+        return block.dataloaders(files, bs=8, num_workers=0)
     spec,masks = ours.AudioToSpec(ours.FrontEnd(sr=16000, n_mels=40)),[aug.FreqMask(),aug.TimeMask()]
     tells(migrate, 'check_loaders', 'own_loaders', [migrate.own_loaders(files), loaders(*masks, spec)],
         [None, ..., files, loaders(spec), loaders(migrate.to_spec), loaders(ours.AudioToSpec(ours.FrontEnd(sr=16000, n_mels=64)), *masks)], nothing=[])
@@ -497,8 +497,8 @@ def hmm():
     reader.fit(list(map(say, texts[:6]*2)), texts[:6]*2)
     few = list(map(say, texts[:2]*2))
     names = {id(o):t for o,t in zip(few, texts[:2]*2)}
-    return Lesson('11_hmm', 'check_paths n_paths check_dur word_dur check_force force', reader=reader, rec=reader, texts=texts,
-        sounds=list(map(say, texts)), few=few, digit_word=lambda o: names[id(o)])
+    return Lesson('11_hmm', 'check_paths n_paths check_dur word_dur check_force force', reader=reader, rec=reader, texts=texts[4:],
+        sounds=list(map(say, texts[4:])), few=few, digit_word=lambda o: names[id(o)])
 
 def test_n_paths(hmm):
     def by_table(T, S):
@@ -600,10 +600,10 @@ def test_least_regret(decode):
     def pick(key): return lambda hyps: min(hyps, key=lambda h: key(h, hyps)).text
     def errors(h, o): return decode.errors(h.text.split(), o.text.split())
     right = pick(lambda h, hyps: sum(math.exp(o.score)*errors(h, o) for o in hyps))
-    tells(decode, 'check_least_regret', 'least_regret', [decode.least_regret, right],
-        [lambda hyps: hyps[0].text, pick(lambda h, hyps: sum(errors(h, o) for o in hyps)), lambda hyps: 'c d',
-            pick(lambda h, hyps: sum(math.exp(o.score)*decode.errors(h.text, o.text) for o in hyps)),
-            pick(lambda h, hyps: sum(o.score*errors(h, o) for o in hyps))])
+    unweighted = pick(lambda h, hyps: sum(errors(h, o) for o in hyps))
+    letters = pick(lambda h, hyps: sum(math.exp(o.score)*decode.errors(h.text, o.text) for o in hyps))
+    logs = pick(lambda h, hyps: sum(o.score*errors(h, o) for o in hyps))
+    tells(decode, 'check_least_regret', 'least_regret', [decode.least_regret, right], [lambda hyps: hyps[0].text, unweighted, letters, logs])
 
 # 17 Transcribing
 @pytest.fixture(scope='module')
