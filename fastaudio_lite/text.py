@@ -27,13 +27,14 @@ from .datasets import DataError, digit_label, digit_speaker, find_data, get_data
 from .datasets import settings, starter_path
 from .spectrogram import AudioToSpec, FrontEnd
 
-# %% ../nbs/10_text.ipynb #50e36624
+# %% ../nbs/10_text.ipynb #5eddf53c
 def split_words(
     s:str, # Any text
 )->list: # Its words
     "What stands between white space of any kind, such as line ends and ideographic spaces; spaces of no width are nothing"
     return re.sub('[\u200b\u2060\ufeff]', '', s).split()
 
+# %% ../nbs/10_text.ipynb #50e36624
 _apostrophes = dict.fromkeys(map(ord, "’ʼ＇‘`´‛′׳"), "'")
 _silent = dict.fromkeys([0x34f, 0x640, 0x7fa, 0x115f, 0x1160, 0x17b4, 0x17b5, *range(0x180a, 0x1810), 0x3164, 0xffa0,
     *range(0xfe00, 0xfe10), *range(0xe0100, 0xe01f0)], '')              # joiners, tatweel, fillers, variation selectors

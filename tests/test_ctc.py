@@ -2,15 +2,16 @@
 import math, warnings
 from itertools import groupby, product
 
-import pytest, torch, torch.nn.functional as F
+import numpy as np, pytest, torch, torch.nn.functional as F
 from fastcore.test import expect_fail
 from hypothesis import Phase, given, settings, strategies as st
 from torch import tensor
 
-from fastaudio_lite.asr.ctc import (CTCLoss, CTCModel, LogProbs, Sounds, Span, align, blank_share, collapse, ctc_learner, ctc_nll,
-    cut_words, greedy, quietest, steps_needed, word_spans)
+from fastaudio_lite.asr.ctc import (CTCLoss, CTCModel, LogProbs, Sounds, align, blank_share, collapse, ctc_learner, ctc_nll,
+    cut_words, greedy, quietest, word_spans, words_of)
+from fastaudio_lite.kinds import Span
 from fastaudio_lite.layers import BiLSTM, flip_valid
-from fastaudio_lite.text import SpeechDataLoaders, TensorText, Tokens, pad_text
+from fastaudio_lite.text import SpeechDataLoaders, TensorText, Tokens, pad_text, steps_needed
 from fastaudio_lite.audio import AudioTensor, AudioWarning
 from fastaudio_lite.spectrogram import AudioSpectrogram, FrontEnd
 
@@ -281,12 +282,39 @@ def test_word_spans():
     def _lp(path, V): return F.one_hot(torch.tensor(path), V).float().log().clamp(min=-20)
     tokens = Tokens(['', ' ', 'a', 'b'])
     got = word_spans(_lp([1,2,0,2,3,1,0,1,3,1], 4), [1,2,2,3,1,1,3,1], tokens, .1)
-    assert [(o.text, round(o.start, 2), round(o.end, 2)) for o in got]==[('aab',.1,.5),('b',.8,.9)]
+    assert [(o.text, round(o.start, 2), round(o.end, 2)) for o in got]==[('aab',.05,.45),('b',.75,.85)]
     assert all(o.prob==pytest.approx(1, abs=1e-3) for o in got)
     sub = Tokens(['', ' a', 'b', ' ba'])
     got = word_spans(_lp([1,2,0,3,0], 4), [1,2,3], sub, 1.)
-    assert [(o.text,o.start,o.end) for o in got]==[('ab',0,2),('ba',3,4)]
+    assert [(o.text,o.start,o.end) for o in got]==[('ab',0,1.5),('ba',2.5,3.5)]
     assert word_spans(_lp([0,0], 4), [], tokens, 1.)==[]
+
+def test_one_mean():
+    "Of a word's tokens the geometric mean, whatever pieces it is made of; certain errors and spaces do no harm"
+    said = [Span(t, i, i+1, p) for i,(t,p) in enumerate([(' a',.5), ('b ',.125), ('c',.3), (' ',.9), ('d',0.)])]
+    got = words_of(said)
+    assert [(o.text,o.start,o.end) for o in got]==[('ab',0,2), ('c',2,3), ('d',4,5)]
+    assert [o.prob for o in got]==pytest.approx([.25,.3,0.])
+    assert words_of([Span('a', 0, 1, .01)]*400)[0].prob==pytest.approx(.01) and words_of([])==[]
+
+@pytest.mark.parametrize('strides', [(1,), (2,2), (2,3)])
+def test_steps_are_where_they_are_heard(strides):
+    "A click is in the span of the step that hears it best: front end and strides have their middles at 0, 1, 2 steps"
+    fe = FrontEnd(8000, n_mels=16, n_fft=256, hop=80, norm=None)
+    net = CTCModel(3, 16, chs=(1,)*len(strides), strides=strides, n_hidden=4, n_layers=1).eval()
+    for b in net.stem: torch.nn.init.ones_(b.conv.weight)
+    step = math.prod(strides)*fe.hop/fe.sr
+    for at in np.linspace(.2, .8, 13):
+        wav = AudioTensor(torch.zeros(1, 1, 8000), sr=8000)
+        wav[...,int(at*8000)] = 1.
+        x = fe(wav).as_subclass(torch.Tensor) + 120
+        for b in net.stem: x,_ = b(x)
+        k = int(x.mean((0,1,2)).argmax())
+        lp = torch.full((x.shape[-1],3), -9.)
+        lp[:,0],lp[k,0],lp[k,2] = 0.,-9.,0.
+        o, = word_spans(lp, [2], Tokens(['',' ','a']), step)
+        assert o.end-o.start==pytest.approx(step) and o.start-fe.hop/fe.sr<=at<=o.end+fe.hop/fe.sr
+        assert abs((o.start+o.end)/2-at) <= step/2+fe.hop/fe.sr
 
 # Words cut out
 def test_quietest():

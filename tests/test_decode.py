@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 
-from fastaudio_lite.asr.ctc import align
-from fastaudio_lite.asr.decode import BeamDecoder, NGram, decode_speed, prefix_search, rivals, same_best, smoothings, tune
+from fastaudio_lite.asr.ctc import greedy, word_spans
+from fastaudio_lite.asr.decode import BeamDecoder, NGram, decode_speed, prefix_search, read_lexicon, rivals, same_best, smoothings, tune
 from fastaudio_lite.text import Tokens
 from fastaudio_lite.audio import AudioWarning
 from fastaudio_lite.datasets import find_data
@@ -106,14 +106,71 @@ def test_hypotheses():
             assert ends==sorted(ends) and all(0<=t<=30*0.04+1e-9 for t in ends) and all(0<w.prob<=1 for w in h.words)
 
 @pytest.mark.parametrize('vocab', [letters,subwords], ids=['letters','subwords'])
-def test_word_times_are_those_of_align(vocab):
-    dec = BeamDecoder(vocab)
+def test_words_are_those_of_the_best_spelling(vocab):
+    "Of all ways to spell the winner that are on the beam, the most probable one says when, and how surely"
+    dec = BeamDecoder(vocab, frame_dur=0.06)
     for seed in range(4):
         lp = log_probs(25, len(vocab), seed)
         h = dec(lp)[0]
-        ids = max(dec._texts(lp).values(), key=lambda o: o[0])[2]
-        spans = [o for o in align(torch.tensor(lp), ids) if vocab[o[0]]!=' ']
-        assert h.words[0].start==spans[0][1] and h.words[-1].end==spans[-1][2]
+        found = [ids for ids,_ in prefix_search(lp, 50) if squeeze(vocab[k] for k in ids)==h.text]
+        assert found and h.words==word_spans(torch.tensor(lp), found[0], dec, 0.06)==dec.read(lp, 0.06)
+
+def test_one_path_has_one_confidence():
+    "Greedy or with a beam: where both find the same pieces, words have the same times and probabilities"
+    for lp in peaky(10, sure=(6.,)):
+        ids,dec = greedy(torch.tensor(lp)[None])[0],BeamDecoder(vocab28, frame_dur=0.06)
+        a,b = word_spans(torch.tensor(lp), ids, dec, 0.06),dec(lp)[0].words
+        if ' '.join(o.text for o in a)==' '.join(o.text for o in b): assert a==b
+
+def test_a_text_in_two_spellings():
+    dec,lp = BeamDecoder(['',' ','d',' d'], frame_dur=0.06),torch.full((4,4), -9.)
+    lp[:,0] = -1e-3
+    lp[1],lp[2] = torch.tensor([.97,.01,.01,.01]).log(),torch.tensor([.25,.1,.05,.6]).log()
+    best = dec(lp.log_softmax(-1))[0]
+    assert best.text=='d' and best.words[0].prob==pytest.approx(.6, abs=.01) and best.words[0].start==pytest.approx(1.5*0.06)
+
+ways = st.builds(dict, beta=st.sampled_from([0.,.7,-1.]), hotwords=st.dictionaries(st.sampled_from(['ab','b','bba']), st.sampled_from([3.,-2.,-30.]), max_size=2),
+    lexicon=st.sampled_from([None,['a','ab','bab']]), alpha=st.sampled_from([0.,.7]), oov=st.sampled_from([-10.,-1.]),
+    lm=st.sampled_from([None, NGram.fit(texts, 2), NGram.fit(texts, 3, unit='char')]))
+
+@few
+@given(ways, st.sampled_from([letters,subwords]), st.integers(0, 10**6))
+def test_the_winner_wins(opt, vocab, seed):
+    "The reported score is the documented sum, and no text that could have been written has a higher one"
+    lp = log_probs(4, len(vocab), seed)
+    every = {t:p for t,p in enumerate_texts(lp, vocab).items() if not opt['lexicon'] or set(t.split())<=set(opt['lexicon'])}
+    hots = opt['hotwords']
+    want = {t:_wanted(t, p, **opt|dict(hotwords=())) + sum(hots.get(w, 0.) for w in t.split()) for t,p in every.items()}
+    best = BeamDecoder(vocab, **exact, **opt)(lp)[0]
+    assert best.score==pytest.approx(want[best.text]) and best.score>=max(want.values())-1e-9
+
+@pytest.mark.parametrize('boost', [-5.,-12.,-20.,-100.])
+def test_unwanted_word(boost):
+    "A negative boost takes its word's share, and never the whole text"
+    lp = next(outputs([[2,3,1,2,1,3]], 4, sure=(9.,)))
+    plain,h = BeamDecoder(letters)(lp)[0],BeamDecoder(letters, hotwords={'a':boost})(lp)[0]
+    assert plain.text=='ab a b' and h.text and h.score>=plain.score+boost-1e-6
+
+@few
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 10**6),
+    st.sampled_from([{}, dict(lm=NGram.fit(texts, 2)), dict(lexicon=['ab','a'], beam=5)]))
+def test_step_by_step(parts, seed, opt):
+    "In parts of any length as in one; an earlier state can be gone on from again"
+    lp,dec = log_probs(sum(parts), 4, seed),BeamDecoder(letters, **opt)
+    state,t = dec.start(),0
+    for n in parts:
+        before,state,t = state,dec.step(state, lp[t:t+n]),t+n
+        assert dec.best(state)==dec(lp[:t])
+    assert dec.best(dec.step(before, lp[t-n:t]))==dec.best(state)
+    assert dec.best(dec.start())==dec(np.zeros((0,4)))
+
+def test_only_unfinished_words():
+    "What is whole of them is scored by itself: the documented sum"
+    lp,dec = log_probs(4, 4, 0, 6.),BeamDecoder(letters, lexicon=['abab','b'], hotwords={'b':1.}, lm=NGram.fit(texts, 2), beam=1)
+    for seed in range(30):
+        lp = log_probs(5, 4, seed, 6.)
+        every = enumerate_texts(lp, letters)
+        for h in dec(lp): assert h.am<=every[h.text]+1e-9 and h.score==pytest.approx(_wanted(h.text, h.am, dec.lm, hotwords=['b'], hotword_boost=1.))
 
 def test_batch_is_its_clips():
     dec = BeamDecoder(letters, NGram.fit(texts, 2))
@@ -301,6 +358,53 @@ def test_arpa_of_other_tools(tmp_path):
     assert abs(m.score('yes')-math.log(10)*(-0.1-0.6)) < 1e-9
     assert abs(m.score('no')-math.log(10)*(-0.3-0.6-0.6)) < 1e-9
 
+def arpa(fn, *sections):
+    lines = ['\\data\\', *(f'ngram {i}={len(o)}' for i,o in enumerate(sections, 1))]
+    for i,o in enumerate(sections, 1): lines += [f'\\{i}-grams:', *o]
+    fn.write_text('\n'.join([*lines, '\\end\\', '']))
+    return fn
+
+odd_files = dict(no_end=([['-1 <unk>','-99 <s> -0.3','-0.8 a -0.3','-0.9 ab -0.2'], ['-0.2 <s> a','-0.3 a ab']], f'no </s>'),
+    no_word=([['-1 <unk>','-0.9 </s>','-0.8 a -0.3'], ['-0.2 <s> a','-0.3 a ab','-0.1 ab a']], '1 words that are no 1-gram'),
+    no_unk=([['-0.9 </s>','-99 <s> -0.1','-0.8 a -0.3'], ['-0.2 <s> a','-0.3 a a']], None),
+    no_history=([['-1.2 <unk> -0.1','-99 <s> -0.3','-0.9 </s>','-0.8 a -0.3','-0.9 ab -0.3'], ['-0.2 <s> a 0'], ['-0.1 a ab a','-0.2 <s> a b']], '1 words'),
+    above_one=([['-1 <unk>','0.01 </s>','-0.8 a'],], '1 probabilities above 1'))
+
+@pytest.mark.parametrize('name', odd_files)
+@few
+@given(seed=st.integers(0, 10**6))
+def test_arpa_that_leaves_things_out(tmp_path_factory, name, seed):
+    "It is read, and decoder and `score` see the same model, unknown words included"
+    sections,says = odd_files[name]
+    fn = arpa(tmp_path_factory.mktemp('a')/'x.arpa', *sections)
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        lm = NGram.load(fn)
+    assert ([says in str(o.message) and 'x.arpa' in str(o.message) for o in ws if issubclass(o.category, AudioWarning)] or [True])==[True] and bool(says)==bool(ws)
+    lp = log_probs(5, 4, seed)
+    for h in BeamDecoder(letters, lm, **exact, oov=-1.)(lp): assert h.score==pytest.approx(_wanted(h.text, h.am, lm, oov=-1.))
+
+@pytest.mark.parametrize('line', ['inf a','-inf a','nan a','-1 a inf','1e999 a'])
+def test_arpa_with_numbers_that_are_none(tmp_path, line):
+    with pytest.raises(ValueError, match='x.arpa'): NGram.load(arpa(tmp_path/'x.arpa', [line,'-1 </s>']))
+
+def test_arpa_of_probabilities(tmp_path):
+    with pytest.raises(ValueError, match='are they probabilities'): NGram.load(arpa(tmp_path/'x.arpa', ['0.2 a','0.3 b','0.5 </s>']))
+
+@pytest.mark.parametrize('text,want', {'plain': ('the\nCat\n\n', ['the','cat']), 'phrases': ('new york\nlos angeles\nlog in', ['new york','los angeles','log in']),
+    'flashlight': ('the\tt h e |\ncat\tc a t |', ['the','cat']), 'flashlight, spaces': ('the t h e |\ncat c a t |', ['the','cat']), 'sub-words': ('the ▁t he\nit ▁it', ['the','it']),
+    'cmudict': (';;; x\nTHE  DH AH0\nTHE(2)  DH IY0\nCAT  K AE1 T', ['the','cat']), 'kaldi': ('!SIL SIL\n<unk> SPN\nabandon AH B AE N\nthe DH AH', ['abandon','the']),
+    'letters': ('a\nb\nc', ['a','b','c']), 'one line': ('one two three', ['one two three']), 'BOM, CR': ('\ufeffthe\r\ncat\r\nthe\r\n', ['the','cat'])}.values())
+def test_lexicon_files(tmp_path, text, want):
+    (tmp_path/'x.txt').write_text(text, encoding='utf-8', newline='')
+    assert read_lexicon(tmp_path/'x.txt')==want
+
+@pytest.mark.parametrize('data,says', [(b'', 'without a word'), (b'\xe9\xff', 'UTF-8'), (b'# x\n?\n', 'without a word')])
+def test_bad_lexicon_files(tmp_path, data, says):
+    (tmp_path/'x.txt').write_bytes(data)
+    with pytest.raises(ValueError, match=says): read_lexicon(tmp_path/'x.txt')
+    with pytest.raises(FileNotFoundError, match='expected a text file'): read_lexicon(tmp_path/'none.txt')
+
 @pytest.mark.real
 def test_the_data_sets_own_model():
     if not find_data('an4'): pytest.skip('AN4 is not on the data path')
@@ -366,7 +470,8 @@ def test_bad_outputs(lp, says):
     (lambda: BeamDecoder(letters, alpha=-1.), 'alpha'), (lambda: BeamDecoder(letters, NGram.fit([t.upper() for t in texts])), 'str.lower'),
     (lambda: BeamDecoder(letters, NGram.fit(['да нет'])), 'spelling'), (lambda: BeamDecoder(letters, NGram.fit(['да нет'], unit='char')), 'spelling'),
     (lambda: BeamDecoder(letters, lexicon=['ZZ']), 'lexicon'), (lambda: BeamDecoder(letters, lexicon=[]), 'lexicon'), (lambda: BeamDecoder(letters, lexicon='ab'), 'lexicon'),
-    (lambda: BeamDecoder(letters, hotwords=['xyz']), 'hotword'), (lambda: NGram.fit([]), 'no text'), (lambda: NGram.fit(['', ' ']), 'no text'),
+    (lambda: BeamDecoder(letters, hotwords=['xyz']), 'hotword'), (lambda: BeamDecoder(letters, hotwords={'ab':math.nan}), 'boost of ab'),
+    (lambda: BeamDecoder(letters, beta=math.inf), 'beta'), (lambda: BeamDecoder(letters, alpha=math.nan), 'alpha'), (lambda: NGram.fit([]), 'no text'), (lambda: NGram.fit(['', ' ']), 'no text'),
     (lambda: NGram.fit(texts, 0), 'order'), (lambda: NGram.fit(texts, 2, 'good-turing'), 'witten-bell'), (lambda: NGram.fit(texts, unit='syllable'), 'unit')])
 def test_bad_settings(make, says):
     with pytest.raises(ValueError, match=says) as e: make()
@@ -383,7 +488,7 @@ def test_cut_off_arpa(tmp_path):
         assert '\n' not in str(e.value)
 
 @pytest.mark.parametrize('data', [b'', b'\x00\xff\xfe\x80'*50, gzip.compress(b'x'*100, mtime=0), b'\\data\\\nngram 1=x\n\\1-grams:\n\\end\\', b'\\data\\\n\\end\\',
-    b'\\data\\\nngram 1=1\n\\1-grams:\nword -1\n\\end\\', b'\\data\\\nngram 1=1\n\\1-grams:\n-1 a b c d\n\\end\\', b'\\data\\\nngram 1=1\n\\1-grams:\n-1 a\n\\end\\'])
+    b'\\data\\\nngram 1=1\n\\1-grams:\nword -1\n\\end\\', b'\\data\\\nngram 1=1\n\\1-grams:\n-1 a b c d\n\\end\\'])
 @pytest.mark.parametrize('name', ['bad.arpa','bad.arpa.gz'])
 def test_garbled_arpa(tmp_path, data, name):
     fn = tmp_path/name

@@ -82,8 +82,8 @@ class NGram:
     def _add_histories(self):
         "A history that something follows is itself an n-gram, backed off: walking and `logp` then see the same model"
         for n in range(self.order-1, 1, -1):
-            for h in sorted({g[:-1] for g in self.grams[n]} - self.grams[n-1].keys()):
-                self.grams[n-1][h] = self.logp(h[-1], h[:-1]),0.
+            miss = {g[:-1] for g in self.grams[n]} - self.grams[n-1].keys()
+            for h in sorted(miss): self.grams[n-1][h] = self.logp(h[-1], h[:-1]),0.
 
     def split(self,
         text:str, # A sentence
@@ -264,6 +264,7 @@ def _section(part, size, n, name, clean):
         res[g] = max(v, res.get(g, v))
     return res
 
+# %% ../../nbs/13_decode.ipynb #80d893b9
 def _bent(grams, name):
     "`grams` with probabilities of at most 1; a warning says what other tools have left out or overdone; `ValueError` for most of them above 1"
     n,high = sum(map(len, grams)),sum(p>0 for o in grams for p,_ in o.values())
@@ -371,8 +372,7 @@ def _letter(s, pos, lm, c, w):
     if s.lm_kind==2:
         e,lm = _letter_lm(s, pos, lm, w)
         d += e
-    elif s.lm_kind==1 and s.word[at,_in_lm] and not s.word[new,_in_lm]:
-        d += s.alpha*(_lm_step(s, lm, s.unk)[0] + s.oov)
+    elif s.lm_kind==1 and s.word[at,_in_lm] and not s.word[new,_in_lm]: d += s.alpha*(_lm_step(s, lm, s.unk)[0] + s.oov)
     return (d if not s.lex or s.word[new,_in_lex] else -np.inf),new,lm
 
 # %% ../../nbs/13_decode.ipynb #1a1bf377
@@ -603,6 +603,7 @@ def _boosts(hotwords, boost):
     items = hotwords.items() if isinstance(hotwords, dict) else [(o, boost) for o in hotwords]
     return {w:float(b) for o,b in items for w in split_words(o)}
 
+# %% ../../nbs/13_decode.ipynb #b60ad136
 def _need_sane(**kwargs):
     "Weights that make a probability overflow are a slip of the pen"
     for k,v in kwargs.items():
@@ -757,6 +758,7 @@ def step(self:BeamDecoder,
     _search(beam, self._now(), np.exp(x), order, math.exp(self.min_logp), math.exp(-self.prune))
     return Search(beam, [*state.heard, x])
 
+# %% ../../nbs/13_decode.ipynb #355e25b2
 @patch
 def _text(self:BeamDecoder, ids): return ' '.join(''.join([self.vocab[k] for k in ids]).split())
 
@@ -823,6 +825,7 @@ def _hypothesis(self:BeamDecoder, x, text, score, am, ids):
     words = word_spans(x, ids, self, self.frame_dur or 1.)
     return Hypothesis(text, float(score), float(am), self.lm.score(text) if self.lm else 0., words)
 
+# %% ../../nbs/13_decode.ipynb #e61f3a89
 @patch
 def read(self:BeamDecoder,
     out, # What a network gave: log-probabilities `(T,V)` of one clip

@@ -114,6 +114,7 @@ def best_path(
     f = fast(_walk) if 'numba' in sys.modules else _walk
     return f(np.array(emis, dtype=np.float64, order='C'), shifts, *xs)
 
+# %% ../../nbs/11_hmm.ipynb #1c4b4258
 def viterbi(
     emis:torch.Tensor, # As in `log_forward`
     trans:torch.Tensor, # As in `log_forward`

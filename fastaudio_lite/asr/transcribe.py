@@ -140,6 +140,7 @@ def _stamp(t, comma):
     s,ms = divmod(round(t*1000), 1000)
     return f'{s//3600:02}:{s//60%60:02}:{s%60:02}{comma}{ms:03}'
 
+# %% ../../nbs/17_transcribe.ipynb #78405857
 def _cut(s, n):
     "`s` in parts of at most `n` characters and about the same length, none of which begins with an accent"
     while s:
