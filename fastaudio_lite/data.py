@@ -41,15 +41,15 @@ def _one_kind(wavs):
         "give mono=True, and channels are mixed")
     return wavs
 
-def _stack(wavs, *, collate_fn_map=None): return pad_audio(_one_kind(wavs))
+def _stack_clips(wavs, *, collate_fn_map=None): return pad_audio(_one_kind(wavs))
 
-default_collate_fn_map[AudioTensor] = _stack
+default_collate_fn_map[AudioTensor] = _stack_clips
 
 def audio_collate(
     samples:list, # Tuples as a fastai data set gives them: a clip `(C,T)`, then targets
 )->tuple: # The batch: an `AudioTensor (B,C,T)` with `lens`, then targets
     "Collate `samples`, padding clips to the longest; raises `AudioError` where rates or channels differ"
-    def _col(xs): return _stack(xs) if isinstance(xs[0], AudioTensor) else fa_collate(xs)
+    def _col(xs): return _stack_clips(xs) if isinstance(xs[0], AudioTensor) else fa_collate(xs)
     return tuple(_col(list(xs)) for xs in zip(*samples))
 
 # %% ../nbs/04_data.ipynb #54ab9ed3
@@ -87,7 +87,7 @@ class AudioCache:
         except (ValueError,EOFError,RuntimeError,OSError):
             warnings.warn(f"the cached copy {fn.name} of {path} was damaged: decoded afresh", AudioWarning)
         wav = load(path)
-        try: _write(fn, wav)
+        try: _write_clip(fn, wav)
         except OSError as e: warnings.warn(f"cannot keep decoded clips in {fn.parent} ({e.strerror}): "
             "each is decoded every time", AudioWarning)
         return wav
@@ -97,7 +97,7 @@ class AudioCache:
 _mem_msg = "a memory cache is not shared between workers: use num_workers=0, or give `cache` a folder"
 
 # %% ../nbs/04_data.ipynb #8a018ab0
-def _write(fn, wav):
+def _write_clip(fn, wav):
     "Keep `wav` `(C,T)` in `fn`: all of it or nothing"
     fn.parent.mkdir(parents=True, exist_ok=True)
     tmp = fn.with_name(f'{fn.stem}-{uuid.uuid4().hex[:8]}.tmp')
@@ -107,7 +107,7 @@ def _write(fn, wav):
     finally: tmp.unlink(missing_ok=True)
 
 def _read(fn):
-    "What `_write` kept; raises where `fn` is damaged"
+    "What `_write_clip` kept; raises where `fn` is damaged"
     x = torch.from_numpy(np.load(fn))
     if x.dtype!=torch.float32 or x.ndim!=1 or len(x)<3: raise ValueError(f'{fn} is no cached clip')
     return AudioTensor(x[2:].view(int(x[1]), -1), sr=int(x[0]))
@@ -273,7 +273,7 @@ def _name(y):
     if isinstance(y, torch.Tensor): return ', '.join(f'{o:.3g}' for o in y.flatten().tolist())
     return ', '.join(map(str, y)) or 'none' if is_listy(y) else str(y)
 
-def _draw(s, ax, title, **kwargs):
+def _draw_sample(s, ax, title, **kwargs):
     "Draw the sound of the sample `s` on `ax`, without its padding"
     s[0].show(ctx=ax)
     ax.xaxis.label.set_fontsize(8)
@@ -285,7 +285,7 @@ def show_batch(x:AudioTensor|AudioSpectrogram, y, samples, ctxs=None, max_n=9,
     nrows=None, ncols=None, figsize=None, **kwargs):
     "Clips or spectrograms in a grid, each under its target"
     ctxs = ctxs or audio_grid(min(len(samples), max_n), ncols, figsize, nrows)
-    for s,ax in zip(samples, ctxs): _draw(s, ax, '; '.join(map(_name, s[1:])))
+    for s,ax in zip(samples, ctxs): _draw_sample(s, ax, '; '.join(map(_name, s[1:])))
     return ctxs
 
 @dispatch
@@ -295,7 +295,7 @@ def show_results(x:AudioTensor|AudioSpectrogram, y, samples, outs, ctxs=None, ma
     ctxs = ctxs or audio_grid(min(len(samples), max_n), ncols, figsize, nrows)
     for s,o,ax in zip(samples, outs, ctxs):
         t,p = _name(s[1]),_name(o[0])
-        _draw(s, ax, f'{t} → {p}', color='green' if t==p else 'red')
+        _draw_sample(s, ax, f'{t} → {p}', color='green' if t==p else 'red')
     return ctxs
 
 @dispatch
@@ -303,7 +303,7 @@ def plot_top_losses(x:AudioTensor|AudioSpectrogram, y, samples, outs, raws, loss
     nrows=None, ncols=None, figsize=None, **kwargs):
     "The worst clips or spectrograms under target → prediction, loss and probability"
     for s,o,r,l,ax in zip(samples, outs, raws, losses, audio_grid(len(samples), ncols, figsize, nrows)):
-        _draw(s, ax, f'{_name(s[1])} → {_name(o[0])}   loss {float(l):.2f}   p {float(r.max()):.2f}')
+        _draw_sample(s, ax, f'{_name(s[1])} → {_name(o[0])}   loss {float(l):.2f}   p {float(r.max()):.2f}')
 
 # %% ../nbs/04_data.ipynb #d58f0f25
 def hear_batch(
@@ -349,7 +349,7 @@ def _file_text(fn):
     if '\0' in text: raise ValueError(f"got {fn}, which cannot be read (it is no text), expected a csv file in UTF-8")
     return text
 
-def _rows(text, delimiter):
+def _table_rows(text, delimiter):
     "Pairs of a row's first line and its cells, without the spaces around them, of all rows that hold something"
     r,line = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, skipinitialspace=True),1
     for cells in r:
@@ -386,7 +386,7 @@ def read_table(
     if not fn.is_file(): raise FileNotFoundError(f"got {fn}, expected {what}: {'this is a folder' if fn.is_dir() else 'no such file'}")
     text = _file_text(fn)
     delimiter = delimiter or _delimiter(text)
-    try: rows = list(_rows(text, delimiter))
+    try: rows = list(_table_rows(text, delimiter))
     except csv.Error as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected {what}: is a quote not closed?") from e
     if not rows: raise ValueError(f"got {fn}, which cannot be read (it is empty), expected {what}")
     names,rows = (rows[header:][:1],rows[header+1:]) if header is not None else ([(0,list(range(max(len(c) for _,c in rows))))],rows)
@@ -419,7 +419,7 @@ def find_file(
     return os.path.join(folder, name)
 
 # %% ../nbs/04_data.ipynb #d4f445c4
-_known = (dict.fromkeys(('1','1.0','yes','true'), 'valid') | dict.fromkeys(('0','0.0','no','false','','nan','none','<na>'), 'train'),
+_known_cols = (dict.fromkeys(('1','1.0','yes','true'), 'valid') | dict.fromkeys(('0','0.0','no','false','','nan','none','<na>'), 'train'),
     dict(train='train', valid='valid', test='test'))
 
 def read_split(
@@ -428,14 +428,14 @@ def read_split(
 )->list: # 'train', 'valid' or 'test' for each
     "What a column says of which rows are held out; raises `ValueError` for folds, and for other words"
     words = [str(o).strip().lower() for o in values]
-    lost = [[o for o in words if o not in known] for known in _known]
-    for known,o in zip(_known, lost):
+    lost = [[o for o in words if o not in known] for known in _known_cols]
+    for known,o in zip(_known_cols, lost):
         if not o: return [known[w] for w in words]
     if all(o.removesuffix('.0').isdigit() for o in words): raise ValueError(f"got the folds {', '.join(sorted(set(words))[:5])} in the column {name!r}, "
         f"expected yes or no: choose one to hold out, as df.assign(valid=df[{name!r}]==1) does")
     raise ValueError(f"got {min(lost, key=len)[0]!r} in the column {name!r}, expected train, valid or test, or else yes or no, in each row")
 
-def _splits(sides):
+def _split_words(sides):
     "Positions of the training and the held-out rows; warns where some are for the test"
     tr,va,te = ([i for i,o in enumerate(sides) if o==k] for k in ('train','valid','test'))
     if te: warnings.warn(f"got {len(te)} of {len(sides)} rows for the test: they are neither learnt from nor measured on here", AudioWarning)
@@ -529,7 +529,7 @@ def _alike(idx, key):
     for i in idx: res.setdefault(key(i), []).append(i)
     return [o for o in res.values() if len(o)>1]
 
-def _copies(files):
+def _same_clips(files):
     "Groups of positions in `files` with the same content; what is no file is passed over"
     at = {i:os.stat(o) for i,o in enumerate(files) if isinstance(o, (str,Path)) and os.path.isfile(o)}
     names = {(s.st_dev,s.st_ino):files[i] for i,s in at.items()}
@@ -547,7 +547,7 @@ def check_distinct(
     labels:list|None=None, # What each is called; None: not asked
 ):
     "Raise `ValueError` where a recording has two different labels; warn where one is on both sides of the split"
-    groups,tr,va = _copies(files),set(map(int, splits[0])),set(map(int, splits[1]))
+    groups,tr,va = _same_clips(files),set(map(int, splits[0])),set(map(int, splits[1]))
     for i,j in ((g[0],k) for g in groups for k in g if labels is not None):
         if _said_of(labels[i])!=_said_of(labels[j]): raise ValueError(f"got {files[i]} labelled {labels[i]!r} and {files[j]} labelled {labels[j]!r}, "
             "which is the same recording, expected one label: correct it, or leave both out")
@@ -580,7 +580,7 @@ def _look(get_x, get_y, items, splits):
     check_distinct(xs, splits, ys)
 
 # %% ../nbs/04_data.ipynb #fbe7678b
-def _split(splitter, get_x, get_y, items):
+def _checked_split(splitter, get_x, get_y, items):
     "What `splitter` makes of `items`; `ValueError` where nothing is left to train on"
     if not len(items): raise ValueError("got no sounds, expected some: check the folder, and that the files end in one of "
         f"{' '.join(audio_extensions)}")
@@ -620,19 +620,19 @@ def _by_folder(path, train, valid, items):
     return [[i for i,o in enumerate(items) if Path(o).is_relative_to(Path(path)/k)] for k in (train,valid)]
 
 # %% ../nbs/04_data.ipynb #604c9e24
-class _Bare(Transform):
+class _OfItem(Transform):
     "`f` of an item, or of a path's name; a pipeline would take the annotations of `f` for types, and could not pickle a partial"
     def __init__(self, f, name=False): self.f,self.name_only = f,name
     def __call__(self, o, **kwargs): return self.f(Path(o).name if self.name_only else o)
 
-class _Label(_Bare):
+class _Label(_OfItem):
     "`f` of an item, cleaned"
     def __call__(self, o, **kwargs): return _clean(self.f(o))
 
 class Pair(tuple): "A sound and its label or text; a type of its own, since `(array, sr)` is a tuple too"
 
 # %% ../nbs/04_data.ipynb #8dc021f0
-def _listed(o): return list(o) if isinstance(o, (np.ndarray,pd.Series,pd.Index)) else o
+def _as_list(o): return list(o) if isinstance(o, (np.ndarray,pd.Series,pd.Index)) else o
 
 class AudioDataLoaders(DataLoaders):
     "`DataLoaders` of labelled sound, with the constructors that `ImageDataLoaders` has"
@@ -654,7 +654,7 @@ class AudioDataLoaders(DataLoaders):
         **kwargs
     ): # A loader like the validation one, in the order of the items
         "Other sounds, prepared as those for validation"
-        test_items = _listed(test_items)
+        test_items = _as_list(test_items)
         first = next(iter(self.valid_ds.items), None)
         if with_labels and isinstance(first, Pair): test_items = L(Pair(o) for o in test_items)
         return super().test_dl(test_items, with_labels=with_labels, **kwargs)
@@ -683,9 +683,9 @@ class AudioDataLoaders(DataLoaders):
         sr = sr or getattr(front_end, 'sr', None) or settings().sr
         if front_end is True: front_end = FrontEnd(sr=sr)
         classes = _is_classes(y_block)
-        if get_y is not None: get_y = (_Label if classes else _Bare)(get_y)
+        if get_y is not None: get_y = (_Label if classes else _OfItem)(get_y)
         dblock = DataBlock((AudioBlock(sr, mono, dur, cache), y_block), get_items=get_items, get_x=get_x, get_y=get_y,
-            splitter=partial(_split, splitter, get_x, get_y if classes else None), item_tfms=item_tfms,
+            splitter=partial(_checked_split, splitter, get_x, get_y if classes else None), item_tfms=item_tfms,
             batch_tfms=L(batch_tfms) + (L(AudioToSpec(front_end)) if front_end else L()))
         if num_workers is None and cache is True: num_workers = 0
         return _check_labels(cls.from_dblock(dblock, source, path=path, num_workers=num_workers, **kwargs))
@@ -722,7 +722,7 @@ class AudioDataLoaders(DataLoaders):
     )->DataLoaders: # Labelled by their paths
         "Sound files labelled by a function of the path"
         splitter = splitter or RandomSplitter(valid_pct, seed)
-        return cls.from_source(L(_listed(fnames)), y_block, splitter, get_y=label_func, path=path, **kwargs)
+        return cls.from_source(L(_as_list(fnames)), y_block, splitter, get_y=label_func, path=path, **kwargs)
 
 # %% ../nbs/04_data.ipynb #2f0f7535
 @patch(cls_method=True)
@@ -734,7 +734,7 @@ def from_name_func(cls:AudioDataLoaders,
     **kwargs
 )->DataLoaders: # Labelled by their names
     "Sound files labelled by a function of the name"
-    return cls.from_path_func(path, fnames, _Bare(label_func, name=True), **kwargs)
+    return cls.from_path_func(path, fnames, _OfItem(label_func, name=True), **kwargs)
 
 @patch(cls_method=True)
 @delegates(AudioDataLoaders.from_path_func)
@@ -798,7 +798,7 @@ def _y_block(df, cols, delim, hot):
     return MultiCategoryBlock if delim or len(cols)>1 or any(map(is_listy, df[cols[0]])) else CategoryBlock
 
 # %% ../nbs/04_data.ipynb #673693f9
-def _split_by(col, df): return _splits(read_split(df[col], col))
+def _split_by(col, df): return _split_words(read_split(df[col], col))
 
 @patch(cls_method=True)
 @delegates(AudioDataLoaders.from_source, but=['get_items','get_x','get_y'])
@@ -865,7 +865,7 @@ def from_lists(cls:AudioDataLoaders,
     **kwargs
 )->DataLoaders: # Labelled by the second list
     "Sounds and their labels, in two lists, arrays or Series of equal length"
-    sounds,labels = _listed(sounds),_listed(labels)
+    sounds,labels = _as_list(sounds),_as_list(labels)
     if len(sounds)!=len(labels): raise ValueError(f"got {len(sounds)} sounds and {len(labels)} labels: give as many of each")
     y_block = y_block or (MultiCategoryBlock if any(map(is_listy, labels)) else CategoryBlock)
     return cls.from_source(L(map(Pair, zip(sounds, labels))), y_block, splitter or RandomSplitter(valid_pct, seed),

@@ -19,7 +19,7 @@ from fasttransform import DisplayedTransform
 from torch import nn
 
 from .audio import AudioError, AudioTensor, AudioWarning, dur2n, valid_mask
-from .audio import _evened, _index_lens, _keep_meta, _lens_after, _sounds
+from .audio import evened, index_lens, keep_meta, lens_after, sounds_in
 
 # %% ../nbs/02_spectrogram.ipynb #92d3b1c3
 def _strided_frames(x, n_fft, hop, center=True, pad_mode='constant'):
@@ -80,9 +80,9 @@ def stft_power(
 # %% ../nbs/02_spectrogram.ipynb #494a78a3
 def _set_lens(func, res, args, kwargs):
     "`res`, which `func` made of spectrograms, with its valid frames: the rules of `AudioTensor`"
-    outs,specs = [res] if isinstance(res, torch.Tensor) else res,_sounds((args, *kwargs.values()), AudioSpectrogram)
+    outs,specs = [res] if isinstance(res, torch.Tensor) else res,sounds_in((args, *kwargs.values()), AudioSpectrogram)
     if not isinstance(outs, (list,tuple)) or not any(getattr(o, 'lens', None) is not None for o in outs): return res
-    for o,n in zip(outs, _lens_after(func, outs, specs, args, kwargs, AudioSpectrogram, 3)):
+    for o,n in zip(outs, lens_after(func, outs, specs, args, kwargs, AudioSpectrogram, 3)):
         if isinstance(o, AudioSpectrogram): o.lens = n
     return res
 
@@ -92,12 +92,12 @@ class AudioSpectrogram(TensorImageBase):
     sr,hop,scale,f_min,f_max,lens,htk,unit = None,None,'linear',0.,None,None,False,''
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        args,kwargs = _evened(func, args, kwargs or {}, 3)
+        args,kwargs = evened(func, args, kwargs or {}, 3)
         return _set_lens(func, super().__torch_function__(func, types, args, kwargs), args, kwargs)
 
     def __getitem__(self, i):
         res = super().__getitem__(i)
-        if self.lens is not None: res.lens = _index_lens(self, i)
+        if self.lens is not None: res.lens = index_lens(self, i)
         return res
 
     def __iter__(self): return (self[i] for i in range(len(self)))
@@ -105,7 +105,7 @@ class AudioSpectrogram(TensorImageBase):
     @property
     def dur(self): return self.shape[-1]*self.hop/self.sr
 
-for o in ('clone', 'new', 'new_empty', 'new_ones', 'new_tensor'): setattr(AudioSpectrogram, o, _keep_meta(o))
+for o in ('clone', 'new', 'new_empty', 'new_ones', 'new_tensor'): setattr(AudioSpectrogram, o, keep_meta(o))
 torch.serialization.add_safe_globals([AudioSpectrogram])
 
 # %% ../nbs/02_spectrogram.ipynb #d373e060

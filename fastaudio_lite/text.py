@@ -175,7 +175,7 @@ def subwords(cls:Tokens,
     return cls(base + [o for o in vocab if len(o)>1], merges)
 
 # %% ../nbs/10_text.ipynb #86332912
-def _held_out(keys, n, seed):
+def _held_speakers(keys, n, seed):
     "`n` of the distinct `keys`, drawn by `seed`"
     keys = sorted(set(keys))
     if not 0<=n<len(keys): raise ValueError(f"got {n} of {len(keys)} speakers to hold out, expected fewer: someone must be left to learn from")
@@ -184,7 +184,7 @@ def _held_out(keys, n, seed):
 def _with_valid(df, n, seed):
     "`df` with `n` of its training speakers moved to validation"
     train = df.split=='train'
-    held = _held_out(df.speaker[train], n, seed)
+    held = _held_speakers(df.speaker[train], n, seed)
     return df.assign(split=df.split.mask(train & df.speaker.isin(held), 'valid'))
 
 def _an4_part(path, part):
@@ -235,7 +235,7 @@ def _draw_split(df, valid_pct, seed):
     one = df.speaker.nunique()==1
     keys = pd.Series([(o, i*(one or not o)) for i,o in enumerate(df.speaker)], index=df.index)
     if keys.nunique()<2: return pd.Series('train', index=df.index)
-    held = _held_out(keys, min(max(1, round(valid_pct*keys.nunique())), keys.nunique()-1), seed)
+    held = _held_speakers(keys, min(max(1, round(valid_pct*keys.nunique())), keys.nunique()-1), seed)
     return keys.isin(held).map({True:'valid', False:'train'})
 
 def _own_split(df, name):
@@ -271,7 +271,7 @@ def steps_needed(
     ids = torch.as_tensor(ids)
     return (ids!=0).sum(-1) + ((ids[...,1:]==ids[...,:-1]) & (ids[...,1:]!=0)).sum(-1)
 
-def _problems(fn, text, tokens, min_frame, max_dur):
+def _row_problems(fn, text, tokens, min_frame, max_dur):
     "What is wrong with one row, in words"
     if not isinstance(text, str) or not split_words(text): yield 'empty transcript'
     bad = tokens.unknown(text) if tokens and isinstance(text, str) else []
@@ -293,7 +293,7 @@ def check_transcripts(
     if miss := {'file','text'}-set(df): raise ValueError(f"got a table with the columns {list(df)}, expected {' and '.join(sorted(miss))} too")
     twice = df.file.duplicated()
     rows = [(i, f, p) for i,(f,t,d) in enumerate(zip(df.file, df.text, twice))
-        for p in [*_problems(f, t, tokens, min_frame, max_dur), *['listed before']*d]]
+        for p in [*_row_problems(f, t, tokens, min_frame, max_dur), *['listed before']*d]]
     return pd.DataFrame(rows, columns=['row','file','problem'])
 
 # %% ../nbs/10_text.ipynb #86935ab5
@@ -313,7 +313,7 @@ def _splice(wavs, n, g):
     return res
 
 # %% ../nbs/10_text.ipynb #dc72a92e
-def _draw(xs, g): return xs[int(torch.randint(len(xs), (), generator=g))]
+def _draw_one(xs, g): return xs[int(torch.randint(len(xs), (), generator=g))]
 
 def digit_strings(
     files:list, # Recordings of single digits, named as FSDD's
@@ -331,8 +331,8 @@ def digit_strings(
     who = sorted(by)
     sr = audio_info(by[who[0]][0]).sr
     for _ in range(n):
-        mine = by[_draw(who, g)]
-        fs = [_draw(mine, g) for _ in range(_draw(range(lo, hi+1), g))]
+        mine = by[_draw_one(who, g)]
+        fs = [_draw_one(mine, g) for _ in range(_draw_one(range(lo, hi+1), g))]
         for o in fs: wavs[o] = wavs[o] if o in wavs else load_audio(o, sr).as_subclass(torch.Tensor)
         res.append((AudioTensor(_splice([wavs[o] for o in fs], dur2n(gap, sr), g), sr=sr),
             ' '.join(digit_words[int(digit_label(o))] for o in fs)))
@@ -373,9 +373,9 @@ def pad_text(
     for r,o in zip(res, ts): r[:len(o)] = o.as_subclass(torch.Tensor)
     return TensorText(res, lens=lens)
 
-def _stack(ts, *, collate_fn_map=None): return pad_text(ts)
+def _stack_texts(ts, *, collate_fn_map=None): return pad_text(ts)
 
-default_collate_fn_map[TensorText] = _stack
+default_collate_fn_map[TensorText] = _stack_texts
 
 def speech_collate(
     samples:list, # Tuples as a fastai data set gives them: a clip `(C,T)`, perhaps its text
@@ -434,7 +434,7 @@ def TranscriptBlock(
     return TransformBlock(type_tfms=EncodeText(tokens), dl_type=SpeechDL, dls_kwargs=dict(create_batch=speech_collate))
 
 # %% ../nbs/10_text.ipynb #154467ef
-def _pairs(items):
+def _sound_pairs(items):
     "Pairs of sound and text, from a table, pairs, or sounds alone"
     from fastaudio_lite.data import Pair
     if isinstance(items, pd.DataFrame): items = zip(items.file, items.text)
@@ -465,7 +465,7 @@ class SpeechDataLoaders(DataLoaders):
         **kwargs
     ): # A loader like the validation one, the longest first
         "Other recordings, prepared as those for validation"
-        items = _pairs(test_items)
+        items = _sound_pairs(test_items)
         if 'process' in kwargs: kwargs['get_idxs'] = partial(list, range(len(items))) # from `Interpretation`, which goes by the order of the items
         return super().test_dl(items, with_labels=with_labels, **kwargs)
 
@@ -494,7 +494,7 @@ def from_items(cls:SpeechDataLoaders,
     if not len(valid): warnings.warn("got nothing to measure on: give a few recordings of people who are not in the others", AudioWarning)
     sr = sr or getattr(front_end, 'sr', None) or settings().sr
     fe = FrontEnd(sr=sr) if front_end in (None, True) else front_end
-    items = L(Pair((_ready(x, sr), t)) for x,t in [*_pairs(train), *_pairs(valid)])
+    items = L(Pair((_ready(x, sr), t)) for x,t in [*_sound_pairs(train), *_sound_pairs(valid)])
     for _,t in items: tokens.encode(t)
     dblock = DataBlock((AudioBlock(sr, cache=cache), TranscriptBlock(tokens)), get_x=ItemGetter(0), get_y=ItemGetter(1),
         splitter=IndexSplitter(range(len(train), len(items))), item_tfms=item_tfms,
@@ -529,10 +529,10 @@ def from_df(cls:SpeechDataLoaders,
 )->SpeechDataLoaders: # Batches of sound and `TensorText (B,U)`
     "Loaders from a table; raises `ValueError` that names recordings which cannot be learnt from"
     df = _without_bad(df, tokens, drop_bad, min_frame=min_frame, max_dur=max_dur)
-    return cls.from_items(*(_pairs(df[df.split==o]) for o in ('train','valid')), tokens, **kwargs)
+    return cls.from_items(*(_sound_pairs(df[df.split==o]) for o in ('train','valid')), tokens, **kwargs)
 
 # %% ../nbs/10_text.ipynb #03dc3500
-def _listed(refs, hyps):
+def _text_list(refs, hyps):
     "`refs` and `hyps` as lists of equal length, words with single spaces; raises `ValueError` if nothing was said"
     refs,hyps = ([' '.join(split_words(s)) for s in ([o] if isinstance(o, str) else o)] for o in (refs, hyps))
     if len(refs)!=len(hyps): raise ValueError(f"got {len(refs)} references and {len(hyps)} hypotheses, expected as many of each")
@@ -542,7 +542,7 @@ def _listed(refs, hyps):
 def _align(refs, hyps, unit='words'):
     "jiwer's alignment of `refs` with `hyps`, by 'words' or 'characters'"
     import jiwer
-    refs,hyps = _listed(refs, hyps)
+    refs,hyps = _text_list(refs, hyps)
     return getattr(jiwer, f'process_{unit}')(refs, hyps)
 
 def wer(
@@ -574,7 +574,7 @@ def error_table(
     return pd.DataFrame(rows, columns=['kind','said','written','n'])
 
 # %% ../nbs/10_text.ipynb #1fe567b7
-def _words(ref, hyp):
+def _spoken_words(ref, hyp):
     "Edits and words of one text"
     import jiwer
     o = jiwer.process_words(ref, hyp)
@@ -588,11 +588,11 @@ def wer_interval(
     seed:int=0, # Which draws
 )->tuple: # Lower and upper end
     "The middle 95 % of the word error rate when utterances, or whole `groups`, are drawn again with replacement (Bisani and Ney 2004)"
-    refs,hyps = _listed(refs, hyps)
+    refs,hyps = _text_list(refs, hyps)
     groups = pd.Series(range(len(refs)) if groups is None else list(groups), dtype=object)
     if len(groups)!=len(refs): raise ValueError(f"got {len(refs)} texts and {len(groups)} groups, expected a group for each")
     keys = pd.factorize(groups, sort=True, use_na_sentinel=False)[0]
-    per = pd.DataFrame(list(map(_words, refs, hyps))).groupby(keys).sum().to_numpy()
+    per = pd.DataFrame(list(map(_spoken_words, refs, hyps))).groupby(keys).sum().to_numpy()
     idx = np.random.default_rng(seed).integers(len(per), size=(n, len(per)))
     err,words = per[idx].sum(1).T
     return tuple(np.percentile(err/np.maximum(words, 1), [2.5,97.5]).tolist())

@@ -302,13 +302,13 @@ def test_steps_are_where_they_are_heard(strides):
     "A click is in the span of the step that hears it best: front end and strides have their middles at 0, 1, 2 steps"
     fe = FrontEnd(8000, n_mels=16, n_fft=256, hop=80, norm=None)
     net = CTCModel(3, 16, chs=(1,)*len(strides), strides=strides, n_hidden=4, n_layers=1).eval()
-    for b in net.stem: torch.nn.init.ones_(b.conv.weight)
+    for b in net.encoder.stem: torch.nn.init.ones_(b.conv.weight)
     step = math.prod(strides)*fe.hop/fe.sr
     for at in np.linspace(.2, .8, 13):
         wav = AudioTensor(torch.zeros(1, 1, 8000), sr=8000)
         wav[...,int(at*8000)] = 1.
         x = fe(wav).as_subclass(torch.Tensor) + 120
-        for b in net.stem: x,_ = b(x)
+        for b in net.encoder.stem: x,_ = b(x)
         k = int(x.mean((0,1,2)).argmax())
         lp = torch.full((x.shape[-1],3), -9.)
         lp[:,0],lp[k,0],lp[k,2] = 0.,-9.,0.

@@ -124,7 +124,7 @@ class NGram:
     def __repr__(self): return f'NGram(order={self.order}, unit={self.unit!r}, {"+".join(str(len(o)) for o in self.grams)} n-grams)'
 
 # %% ../../nbs/13_decode.ipynb #dd7c7b72
-def _counts(sents, order):
+def _gram_counts(sents, order):
     "Counters of the n-grams of each order; `<s>` is only ever a history"
     res = [Counter() for _ in range(order)]
     for s in sents:
@@ -195,7 +195,7 @@ def fit(cls:NGram,
     split = cls([{}], unit).split
     sents = [[bos, *split(t), eos] for t in ([texts] if isinstance(texts, str) else texts) if t.strip()]
     if not sents: raise ValueError("got no text, expected sentences to count the words of")
-    counts = _counts(sents, order)
+    counts = _gram_counts(sents, order)
     vocab = [*sorted({w for s in sents for w in s[1:-1]} - {unk_word}), eos, unk_word]
     n_disc = smoothings[smoothing]
     return cls(_with_backoff(_estimate(_continuations(counts) if n_disc else counts, vocab, n_disc)), unit)
@@ -244,7 +244,7 @@ def _word_cleaner(clean):
     return _f
 
 # %% ../../nbs/13_decode.ipynb #00b08224
-def _sections(lines, name):
+def _arpa_sections(lines, name):
     "Sizes that an ARPA file promises, and the lines of each of its sections"
     try: sizes = [int(o.partition('=')[2]) for o in lines if o.startswith('ngram ')]
     except ValueError: sizes = []
@@ -287,7 +287,7 @@ def load(cls:NGram,
     try: head,lines = _read_lines(fn)
     except (UnicodeDecodeError, EOFError, OSError, zlib.error) as e:
         raise ValueError(f"got {fn.name}, which is not readable text ({type(e).__name__}), expected a whole ARPA file") from e
-    clean,parts = _word_cleaner(clean),_sections(lines, fn.name)
+    clean,parts = _word_cleaner(clean),_arpa_sections(lines, fn.name)
     grams = _bent([_section(part, size, n, fn.name, clean) for n,(size,part) in enumerate(parts, 1)], fn.name)
     return cls(grams, unit or ('char' if _char_mark in head or (' ',) in grams[0] else 'word'))
 
@@ -331,7 +331,7 @@ class Tables(NamedTuple):
     piece:np.ndarray # Letter, and word of the language model, of each `(L,2)`
 
 _off,_lm_id,_in_lm,_in_lex = range(4)                   # columns of `word`
-_parent,_token,_pos,_lm,_child0,_next,_slot = range(7)  # columns of a prefix in the tree of prefixes
+_parent,_token,_pos,_lm,_child0,_sibling,_slot = range(7)  # columns of a prefix in the tree of prefixes
 
 @fast
 def _lm_step(s, state, w):
@@ -479,10 +479,10 @@ def _node(b, par, k, pos, lm, d):
     "The prefix `par` + `k`, made if it is new"
     tree,size = b.tree,b.num[1]
     node = tree[par,_child0]
-    while node>=0 and tree[node,_token]!=k: node = tree[node,_next]
+    while node>=0 and tree[node,_token]!=k: node = tree[node,_sibling]
     if node>=0: return node
     tree[size,_parent],tree[size,_token],tree[size,_pos],tree[size,_lm] = par,k,pos,lm
-    tree[size,_child0],tree[size,_next],tree[size,_slot] = -1,tree[par,_child0],-1
+    tree[size,_child0],tree[size,_sibling],tree[size,_slot] = -1,tree[par,_child0],-1
     tree[par,_child0] = size
     b.wts[size,0],b.wts[size,1],b.num[1] = b.wts[par,0]+d,np.exp(d),size+1
     return size
@@ -569,7 +569,7 @@ def _word_tree(words, letters):
     off = np.searchsorted(edges[:,0], np.arange(len(ids)+1))
     return ids,off,edges[:,1:].copy()
 
-def _marks(ids, lm_words, lexicon, hotwords):
+def _node_marks(ids, lm_words, lexicon, hotwords):
     "What each node of the tree is: beginning or whole word of the model, of the lexicon, of a hotword; last row: off the tree"
     n = len(ids)+1
     lm_id,in_lm,in_lex,phi,hot = np.full(n, -1),np.zeros(n, np.bool_),np.zeros(n, np.int64),np.zeros(n),np.zeros(n)
@@ -709,7 +709,7 @@ def _word_tables(self:BeamDecoder, letters, ids):
     hot = _spelled(self.hotwords, seen, 'a hotword')
     words = known if self.lm and self.lm.unit=='word' else []
     nodes,off,edge = _word_tree([*words, *lexicon, *hot], letters)
-    *marks,gain = _marks(nodes, {w:ids[w] for w in words}, lexicon, {w:self.hotwords[w] for w in hot})
+    *marks,gain = _node_marks(nodes, {w:ids[w] for w in words}, lexicon, {w:self.hotwords[w] for w in hot})
     return np.stack([off, *marks], 1),gain,edge
 
 # %% ../../nbs/13_decode.ipynb #7dc910c7

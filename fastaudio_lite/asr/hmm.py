@@ -33,11 +33,11 @@ def _bands(trans):
     diags = ((k, trans.diagonal(k, -2, -1)) for k in range(1-S, S))
     return [(k, F.pad(d, (max(k,0), max(-k,0)), value=_none)) for k,d in diags if k==0 or (d>_none).any()]
 
-def _ways(a, bands):
+def _one_step_on(a, bands):
     "Scores `a` `(...,S)` one step on, for each way there"
     return [F.pad(a, (k,-k), value=_none) + d for k,d in bands]
 
-def _inside(lens, emis):
+def _real_frames(lens, emis):
     "Is frame `t` a real one? `(T,...,1)`"
     t = torch.arange(emis.shape[-2], device=emis.device)
     if lens is None: return t.view(-1, *[1]*(emis.ndim-1)) >= 0
@@ -52,10 +52,10 @@ def log_forward(
     lens:torch.Tensor|None=None, # Real frames of each clip `(...)`; None: all
 )->tuple: # Log likelihood `(...)`, -inf where no path fits, and the columns alpha `(...,T,S)`
     "Sum over all paths by columns (Baum et al. 1970); `alpha[t,s]`: all paths through the first `t+1` frames that are in `s` then"
-    bands,real = _bands(trans),_inside(lens, emis)
+    bands,real = _bands(trans),_real_frames(lens, emis)
     alpha = [start + emis[...,0,:]]
     for t in range(1, emis.shape[-2]):
-        new = reduce(torch.logaddexp, _ways(alpha[-1], bands)) + emis[...,t,:]
+        new = reduce(torch.logaddexp, _one_step_on(alpha[-1], bands)) + emis[...,t,:]
         alpha.append(torch.where(real[t], new, alpha[-1]))
     last = alpha[-1] if end is None else alpha[-1]+end
     return last.logsumexp(-1),torch.stack(alpha, -2)
@@ -69,10 +69,10 @@ def log_backward(
     lens:torch.Tensor|None=None, # As in `log_forward`
 )->tuple: # Log likelihood `(...)`, and the columns beta `(...,T,S)`
     "The same sum from the end; `beta[t,s]`: all paths from `s` at `t` through the frames after `t`"
-    bands,real = _bands(trans.mT),_inside(lens, emis)
+    bands,real = _bands(trans.mT),_real_frames(lens, emis)
     beta = [torch.zeros_like(emis[...,0,:]) + (0. if end is None else end)]
     for t in range(emis.shape[-2]-1, 0, -1):
-        new = reduce(torch.logaddexp, _ways(beta[-1] + emis[...,t,:], bands))
+        new = reduce(torch.logaddexp, _one_step_on(beta[-1] + emis[...,t,:], bands))
         beta.append(torch.where(real[t], new, beta[-1]))
     return (start + emis[...,0,:] + beta[-1]).logsumexp(-1),torch.stack(beta[::-1], -2)
 
@@ -156,7 +156,7 @@ def posteriors(
 )->Posteriors: # All 0 for a clip that no path fits
     "Forward and backward joined"
     (ll,alpha),(_,beta) = (f(emis, trans, start, end, lens) for f in (log_forward, log_backward))
-    real = _inside(lens, emis).movedim(0, -2)
+    real = _real_frames(lens, emis).movedim(0, -2)
     beta = (beta - ll.nan_to_num(neginf=0.)[...,None,None]).where(real, _none)
     moves = emis.new_zeros(*emis.shape[:-2], *trans.shape[-2:])
     for k,d in _bands(trans): moves.diagonal(k, -2, -1).copy_(_expected(k, d, alpha, beta+emis))

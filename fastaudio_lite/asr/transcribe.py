@@ -77,13 +77,13 @@ class Transcriber(Saved):
 
 
 # %% ../../nbs/17_transcribe.ipynb #562009f6
-_most = dict(n_out=10**6, n_mels=2**14, n_hidden=2**13, n_layers=64, chs=2**12, strides=64, n_sounds=10**5)
+_model_limits = dict(n_out=10**6, n_mels=2**14, n_hidden=2**13, n_layers=64, chs=2**12, strides=64, n_sounds=10**5)
 
 @patch(cls_method=True)
 def check(cls:Transcriber, cfg:dict):
     "`PretrainedError` unless `cfg` can be the config of a recognizer"
     super(Transcriber, cls).check(cfg)
-    check_range({k:v for k,v in cfg['model'].items() if (k,v)!=('n_sounds',0)}, _most, 'model')
+    check_range({k:v for k,v in cfg['model'].items() if (k,v)!=('n_sounds',0)}, _model_limits, 'model')
     n,vocab = cfg['model'].get('n_out'),cfg['tokens'].get('vocab')
     if not isinstance(vocab, list) or len(vocab)!=n:
         raise PretrainedError(f"got {len(vocab or ())} tokens for a network of {n}, expected as many: save the model again")
@@ -141,7 +141,7 @@ def _stamp(t, comma):
     return f'{s//3600:02}:{s//60%60:02}:{s%60:02}{comma}{ms:03}'
 
 # %% ../../nbs/17_transcribe.ipynb #78405857
-def _cut(s, n):
+def _cut_text(s, n):
     "`s` in parts of at most `n` characters and about the same length, none of which begins with an accent"
     while s:
         i = -(-len(s)//-(-len(s)//n))
@@ -149,9 +149,9 @@ def _cut(s, n):
         yield s[:i]
         s = s[i:]
 
-def _parts(w, n):
+def _text_parts(w, n):
     "The word `w` as `Span`s of at most `n` characters, each with its share of the time: scripts without spaces write a sentence as one word"
-    parts = [p for o in split_words(w.text) for p in _cut(o, n)]
+    parts = [p for o in split_words(w.text) for p in _cut_text(o, n)]
     ends = list(accumulate(map(len, parts), initial=0))
     at = [w.start*(1-k/ends[-1]) + w.end*k/ends[-1] for k in ends] if parts else []
     return [Span(*o, w.prob) for o in zip(parts, at, at[1:])]
@@ -164,7 +164,7 @@ def captions(
     "Words in groups that fit on a screen"
     if max_chars<1: raise ValueError(f"got max_chars={max_chars}, expected 1 or more: 60 fit on a line")
     res = []
-    for w in (p for o in words for p in _parts(o, max_chars)):
+    for w in (p for o in words for p in _text_parts(o, max_chars)):
         last = res[-1] if res else []
         fits = last and w.start-last[-1].end<=max_gap and sum(len(o.text)+1 for o in last)+len(w.text)<=max_chars
         if fits: last.append(w)

@@ -28,7 +28,7 @@ from fasttransform import Pipeline, Transform
 from IPython.display import display
 
 # %% ../../nbs/07_migrate.ipynb #361fe5c7
-from ..audio import AudioTensor as Wav, AudioWarning, _frame_db, _sounds, audio_extensions, dur2n
+from ..audio import AudioTensor as Wav, AudioWarning, frame_db, sounds_in, audio_extensions, dur2n
 from ..audio import get_audio_files, resample, save_audio, to_mono, trim_silence
 from ..augment import AudioAug, SpecAug, WavAug, color_noise
 from ..data import AudioDL, OpenAudio as OpenSound, audio_collate
@@ -55,7 +55,7 @@ class AudioTensor(Wav):
     "Waveform `(C,T)` or `(B,C,T)` with its rate `sr` (Hz), under fastaudio's names"
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        srs = [o.sr for o in _sounds(args) if o.sr]
+        srs = [o.sr for o in sounds_in(args) if o.sr]
         if len(set(srs))>1:
             warnings.warn(f"got sounds at {sorted(set(srs))} Hz in one operation, expected one rate: the first counts", AudioWarning)
             args = _one_rate(args, srs[0])
@@ -516,7 +516,7 @@ class RemoveSilence(_WavTfm):
         if self.remove_type is None: return x
         if self.remove_type==RemoveType.Trim: return AudioTensor(trim_silence(x, self.threshold, self.pad_ms))
         hop,pad = dur2n(0.005, x.sr),dur2n(self.pad_ms/1000, x.sr)
-        loud = (_frame_db(x, dur2n(0.025, x.sr), hop) > -self.threshold).any(0).float().repeat_interleave(hop)
+        loud = (frame_db(x, dur2n(0.025, x.sr), hop) > -self.threshold).any(0).float().repeat_interleave(hop)
         return x[..., F.max_pool1d(loud[None], 2*pad+1, 1, pad)[0, :x.shape[-1]]>0]
 
 class Resample(_WavTfm):
