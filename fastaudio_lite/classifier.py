@@ -20,7 +20,7 @@ from .audio import AudioError, AudioTensor, AudioWarning, audio_info, audio_wind
 from .audio import is_silent, load_audio, pad_audio, trim_silence
 from .kinds import PretrainedError, Saved, Span
 from .kinds import check_range, name_in, network, networks, own_settings
-from .layers import ConvBlock, frames, plain, takes_lens
+from .layers import ConvBlock, frames, plain_tensor, takes_lens
 from .spectrogram import FrontEnd
 
 # %% ../nbs/05_classifier.ipynb #6cb643d3
@@ -181,7 +181,7 @@ class Classifier(Saved):
     )->torch.Tensor: # Probabilities `(B,n_out)`
         "Probability of each class for each clip"
         x,n = self.listen(wav, lens)
-        logits = plain(self.model(x, n) if takes_lens(self.model) else self.model(x))
+        logits = plain_tensor(self.model(x, n) if takes_lens(self.model) else self.model(x))
         return logits.sigmoid() if self.multi else logits.softmax(-1)
 
 # %% ../nbs/05_classifier.ipynb #79d3c1ea
