@@ -18,6 +18,7 @@ from fastcore.basics import patch
 
 from .audio import AudioError, AudioTensor, AudioWarning, audio_info, audio_windows, dur2n
 from .audio import is_silent, load_audio, pad_audio, trim_silence
+from .datasets import settings
 from .kinds import PretrainedError, Saved, Span
 from .kinds import check_range, name_in, network, networks, own_settings
 from .layers import ConvBlock, frames, plain_tensor, takes_lens
@@ -100,10 +101,12 @@ def _timm(name, n_out, n_in, pretrained):
 
 def _with_weights(build, name, n_out, n_in):
     "A pretrained network or, where its weights cannot be had, an untrained one and a warning"
-    try: return build(name, n_out, n_in, True)
-    except (OSError, RuntimeError, ValueError) as e:
-        warnings.warn(f"no pretrained weights of {name} to be had ({type(e).__name__}): it starts untrained", AudioWarning)
-        return build(name, n_out, n_in, False)
+    why = 'the setting offline is on, FASTAUDIO_LITE_OFFLINE=no lets them be fetched'
+    if not settings().offline:
+        try: return build(name, n_out, n_in, True)
+        except (OSError, RuntimeError, ValueError) as e: why = type(e).__name__
+    warnings.warn(f"no pretrained weights of {name} to be had ({why}): it starts untrained", AudioWarning)
+    return build(name, n_out, n_in, False)
 
 # %% ../nbs/05_classifier.ipynb #6a40f711
 def create_model(

@@ -7,9 +7,9 @@ __all__ = ['commands', 'demo', 'get', 'train', 'predict', 'train_asr', 'transcri
 
 # %% ../nbs/34_cli.ipynb #f6e26f81
 import argparse, inspect, os, re, signal, sys, warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from threading import current_thread, main_thread
 from time import perf_counter
@@ -89,11 +89,14 @@ def _with_bar(items, what):
 
 # %% ../nbs/34_cli.ipynb #4795be6f
 def _note_ctrl_c(seen):
-    "Ctrl-C raises as ever, and is noted in `seen`: libraries that catch every exception may swallow it"
+    "Ctrl-C raises as ever, and is noted in `seen`: libraries that catch every exception may swallow it, or raise another; the handler before"
+    if current_thread() is not main_thread(): return
+    old = signal.getsignal(signal.SIGINT)
     def _ctrl_c(*args):
         seen.append(args)
+        if callable(old): old(*args)
         raise KeyboardInterrupt
-    if current_thread() is main_thread(): signal.signal(signal.SIGINT, _ctrl_c)
+    return signal.signal(signal.SIGINT, _ctrl_c)
 
 def _progress(line):
     "A fastai callback: a bar for the batches of each epoch, and `line` for what the recorder says of it"
@@ -247,13 +250,10 @@ def _save_png(fig, fn):
     "Write the figure to `fn`, in a palette, all of it or nothing"
     import io
     from PIL import Image
-    fn.parent.mkdir(parents=True, exist_ok=True)
-    buf,tmp = io.BytesIO(),fn.with_name(f'.{fn.name}.tmp')
+    from fastaudio_lite.audio import writing
+    buf = io.BytesIO()
     fig.savefig(buf, format='png', dpi=110)
-    try:
-        Image.open(buf).convert('RGB').quantize(256).save(tmp, format='png', optimize=True)
-        os.replace(tmp, fn)
-    finally: tmp.unlink(missing_ok=True)
+    with writing(fn) as tmp: Image.open(buf).convert('RGB').quantize(256).save(tmp, format='png', optimize=True)
 
 def _picture(fn, clf, clips, truth, preds, acc):
     "Write to `fn` what the classifier says of some of `clips`, and its confusions on all"
@@ -438,31 +438,38 @@ def _confusions(learn, k=3):
     return [f'  {vocab[t]} was taken for {vocab[p]}: {n}' for (t,p),n in wrong.most_common(k)],1-wrong.total()/len(pairs)
 
 # %% ../nbs/34_cli.ipynb #654d3098
-def _same_run(fn, run):
-    "An error unless a training was begun with the settings `run`, by what it wrote to `fn`"
+_kept = _settings,_checkpoint,_lock = 'settings.json','checkpoint.pt','training.lock'
+
+def _begun(folder):
+    "The settings with which a training was begun in `folder`, {} where none was; an error where the files are somebody else's"
     import json
-    begun = f'with which {fn.parent} was begun: bring them back, or remove that folder to start afresh'
+    fn,old = folder/_settings,None
+    if not any((folder/o).exists() for o in (_settings,_checkpoint)): return {}
     try: old = json.loads(fn.read_text())
-    except ValueError as e: raise ValueError(f"got {fn}, which is damaged, expected the settings {begun}") from e
+    except (FileNotFoundError,ValueError,RecursionError): pass
+    _need(isinstance(old, dict) and 'recordings' in old, f"got {fn}, which is missing or damaged, or no training wrote it, expected the settings with "
+        f"which {folder} was begun: bring them back, or remove that folder to start afresh")
+    return old
+
+def _same_run(folder, old, run):
+    "An error unless a training in `folder`, begun with the settings `old`, is that of `run`"
+    begun = f'with which {folder} was begun: bring them back, or remove that folder to start afresh'
     diff = [k for k in run if k!='recordings' and old.get(k)!=run[k]]
     got,want = (', '.join(f"{k} {'default' if o.get(k) is None else o[k]}" for k in diff) for o in (run,old))
     _need(not diff, f"got {got}, expected {want}, {begun}")
-    _need(old.get('recordings')==run.get('recordings'), f"got other recordings, labels or texts, expected those {begun}")
+    _need(old['recordings']==run['recordings'], f"got other recordings, labels or texts, expected those {begun}")
 
-def _training_folder(out, run):
-    "The folder of a training towards `out`, with the settings `run`; an error if it was begun with others"
+# %% ../nbs/34_cli.ipynb #930117f3
+def _begin(folder, run):
+    "Begin, or go on with, a training in `folder` with the settings `run`; an error if it was begun with others"
     import json
-    folder = out.parent/f'.{out.name}-training'
-    if _rank(): return folder
-    fn = folder/'settings.json'
-    if fn.exists() and (folder/'checkpoint.pt').exists():
-        _same_run(fn, run)
+    from fastaudio_lite.audio import writing
+    if _rank(): return
+    old = _begun(folder)
+    if (folder/_checkpoint).exists():
+        _same_run(folder, old, run)
         print(f'going on from {_short(folder)}', flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    tmp = fn.with_suffix('.tmp')
-    tmp.write_text(json.dumps(run))
-    tmp.replace(fn)
-    return folder
+    with writing(folder/_settings) as tmp: tmp.write_text(json.dumps(run))
 
 def _sum_of(text):
     "A number that stands for `text`"
@@ -470,17 +477,36 @@ def _sum_of(text):
     return sha1(text.encode()).hexdigest()[:12]
 
 # %% ../nbs/34_cli.ipynb #f25854b3
+def _remove_kept(folder):
+    "Remove from `folder` what a training wrote there"
+    for o in folder.iterdir():
+        if o.name in _kept or re.fullmatch(rf'\.({_settings}|{_checkpoint})\.\w+\.tmp', o.name): o.unlink(missing_ok=True)
+
 @contextmanager
-def _resumable(folder):
-    "Remove the `folder` of a training after success, or where it has no checkpoint; say after Ctrl-C if it can go on"
-    from shutil import rmtree
-    if _rank(): return (yield)
+def _unless_empty(folder):
+    "Make `folder`; afterwards it goes where it is empty, and with it the new ones above it"
+    new = [folder, *(o for o in folder.parents if not o.exists())]
+    folder.mkdir(parents=True, exist_ok=True)
     try: yield
-    except BaseException as e: # Ctrl-C is none of the Exceptions
-        if not (folder/'checkpoint.pt').exists(): rmtree(folder)
-        elif isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt('the same command goes on where it stopped') from e
-        raise
-    rmtree(folder)
+    finally:
+        with suppress(OSError):
+            for o in new: o.rmdir()
+
+@contextmanager
+def _resumable(out):
+    "The folder of a training towards `out`; its files go after success, or where there is no checkpoint; after Ctrl-C it says if it can go on"
+    from fastaudio_lite.datasets import alone
+    folder = out.parent/f'.{out.name}-training'
+    if _rank(): return (yield folder)
+    with _unless_empty(folder), alone(folder/_lock) as sole:
+        _need(sole is not False, f"got {out}, which another process is training now, expected a model of one's own: wait for it, or choose another --out")
+        _begun(folder)
+        try: yield folder
+        except BaseException as e: # Ctrl-C is none of the Exceptions
+            if not (folder/_checkpoint).exists(): _remove_kept(folder)
+            elif isinstance(e, KeyboardInterrupt): raise KeyboardInterrupt('the same command goes on where it stopped') from e
+            raise
+        _remove_kept(folder)
 
 # %% ../nbs/34_cli.ipynb #7be20c14
 @contextmanager
@@ -520,18 +546,19 @@ def train(
     from fastaudio_lite.spectrogram import FrontEnd
     from fastaudio_lite.training import fit_resumable
     check_distinct(files, splits, labels)
-    clips,sr,dur = _read_clips(files, sr, dur)
-    n,epochs = len(splits[0]),epochs or _epochs(len(splits[0]), bs*_processes())
-    run = dict(epochs=epochs, sr=sr, dur=dur, arch=arch, seed=seed, bs=bs, lr=lr, augment=augment)
-    print(f'{n} clips of {len(set(labels))} classes, up to {dur:.2f} s at {sr} Hz; held out: {len(splits[1])}, {split}', flush=True)
-    set_seed(seed, reproducible=True)
-    base = _centroid_accuracy(clips, labels, splits, sr)
-    fe,tfms = FrontEnd(sr, n_mels=64 if sr>=8000 else 32),aug_tfms() if augment else None
-    learn = _learner(clips, labels, splits, fe, tfms, dur, bs, arch, workers)
-    folder = _training_folder(out, dict(run, recordings=_sum_of(str((files, labels, splits)))))
-    with _resumable(folder), _together(learn):
-        fit_resumable(learn, epochs, lr, folder)
-        _save(learn, out, base, split=split, trained_on=n, epochs=epochs, seeds=1)
+    with _resumable(out) as folder:
+        clips,sr,dur = _read_clips(files, sr, dur)
+        n,epochs = len(splits[0]),epochs or _epochs(len(splits[0]), bs*_processes())
+        run = dict(epochs=epochs, sr=sr, dur=dur, arch=arch, seed=seed, bs=bs, lr=lr, augment=augment)
+        print(f'{n} clips of {len(set(labels))} classes, up to {dur:.2f} s at {sr} Hz; held out: {len(splits[1])}, {split}', flush=True)
+        set_seed(seed, reproducible=True)
+        base = _centroid_accuracy(clips, labels, splits, sr)
+        fe,tfms = FrontEnd(sr, n_mels=64 if sr>=8000 else 32),aug_tfms() if augment else None
+        learn = _learner(clips, labels, splits, fe, tfms, dur, bs, arch, workers)
+        _begin(folder, dict(run, recordings=_sum_of(str((files, labels, splits)))))
+        with _together(learn):
+            fit_resumable(learn, epochs, lr, folder)
+            _save(learn, out, base, split=split, trained_on=n, epochs=epochs, seeds=1)
 
 def _save(learn, out, base, split, **counts):
     "Measure a trained classifier beside the baseline `base`, and save it"
@@ -549,7 +576,7 @@ class _Piped(bytes):
 
 def _piped(name):
     "What comes through the pipe `name`; - is the standard input"
-    _need(name!='-' or not sys.stdin.isatty(), "got - and nothing that is piped in, expected a sound: cat sound.wav | fastaudio-lite ...")
+    _need(name!='-' or sys.stdin and not sys.stdin.isatty(), "got - and nothing that is piped in, expected a sound: cat sound.wav | fastaudio-lite ...")
     res = _Piped(sys.stdin.buffer.read() if name=='-' else Path(name).read_bytes())
     res.name = name
     return res
@@ -563,6 +590,31 @@ def _sounds(names):
         else:
             _need(fs := get_audio_files(o), f"got the folder {o} with no audio in it, expected sound files")
             yield from fs
+
+# %% ../nbs/34_cli.ipynb #61c9dc52
+def _finite(o):
+    "Are all numbers in the answer `o` finite? Others are no json"
+    if isinstance(o, dict): o = list(o.values())
+    return all(map(_finite, o)) if isinstance(o, list) else not isinstance(o, float) or isfinite(o)
+
+def _ask(f, fn):
+    "What `f` says of the file `fn`, a dict ready for json; warnings on the way are part of it"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        res = f(fn)
+    _need(_finite(res), f"got an answer for {fn} that holds NaN or infinity, expected numbers: the sound, or the model, is out of bounds")
+    ours = [o for o in ws if not issubclass(o.category, (DeprecationWarning,FutureWarning))]
+    msgs = list(dict.fromkeys(_line(o.message) for o in ours))
+    for o in msgs: _err(f'warning: {fn}: {o}')
+    return dict(file=str(fn), warnings=msgs, **res)
+
+def _try(f, fn):
+    "What `f` says of `fn`, or why it cannot"
+    try: return _ask(f, fn)
+    except (ValueError, OSError) as e:
+        msg = _line(e) if str(fn) in _line(e) else f'{fn}: {_line(e)}'
+        _err(msg)
+        return dict(file=str(fn), error=msg)
 
 # %% ../nbs/34_cli.ipynb #70af6b7e
 def _ask(f, fn):
@@ -588,9 +640,12 @@ def _tabs(res, top, windows):
     fn = _cell(res['file'])
     best = sorted(res['probs'].items(), key=lambda o: -o[1])[:top]
     if not (windows and res['windows']): return ['\t'.join([fn, *(f'{_cell(k)}\t{v:.4f}' for k,v in best)])]
-    return [f"{fn}\t{w['start']:.2f}\t{w['end']:.2f}\t{_cell(w['text'])}\t{w['prob']:.4f}" for w in res['windows']]
+    return [f"{fn}\t{w['start']:.2f}\t{w['end']:.2f}\t{_cell(w['label'])}\t{w['prob']:.4f}" for w in res['windows']]
 
-def _said(p): return asdict(p)
+def _said(p):
+    "The `Prediction` `p`, ready for json"
+    windows = [dict(start=o.start, end=o.end, label=o.text, prob=o.prob) for o in p.windows]
+    return {k:getattr(p, k) for k in 'label prob probs silent'.split()} | dict(windows=windows)
 
 def predict(
     *files:str, # Sound files, or folders of them
@@ -761,9 +816,10 @@ def train_asr(
         if (df.split==k).any(): print(f'{k:6}{_describe(df, k)}', flush=True)
     n = int((df.split=='train').sum())
     opts |= dict(epochs=epochs or _asr_epochs(n, bs), augment=augment)
-    folder = _training_folder(out, dict(opts, valid=valid, seed=seed, recordings=_sum_of(df.to_csv(index=False))))
+    run = dict(opts, valid=valid, seed=seed, recordings=_sum_of(df.to_csv(index=False)))
     names,opts = dict(hidden='n_hidden', layers='n_layers'),dict(opts, tokens=alphabet, sounds=sounds)
-    with _resumable(folder):
+    with _resumable(out) as folder:
+        _begin(folder, run)
         tr = _fit_asr(df, folder, seed, **{names.get(k, k):v for k,v in opts.items() if v is not None})
         _save_asr(tr, df, out, trained_on=n, epochs=opts['epochs'], seeds=1)
 
@@ -862,6 +918,7 @@ def export(
     _need(onnx, f"got no file to write, expected one: fastaudio-lite export {source} --onnx FILE.onnx")
     onnx = _writable(onnx)
     _load('fastaudio_lite.export')
+    with suppress(ImportError): _load('onnx', 'onnxruntime', 'onnxscript') # `export_onnx` says what is missing
     from fastaudio_lite.datasets import mb
     from fastaudio_lite.export import export_onnx, from_pretrained
     obj = from_pretrained(source)
@@ -910,9 +967,9 @@ def _check_packages():
 # %% ../nbs/34_cli.ipynb #018bcef0
 def _check_settings():
     "Print the settings in force, and from where; an error if they cannot hold"
-    from fastaudio_lite.datasets import _env, _read_ini, find_data, registry, settings
-    fn,s = _read_ini(Path.cwd())[0],settings()
-    env = sorted(o for o in os.environ if o.startswith(_env))
+    from fastaudio_lite.datasets import env_prefix, find_data, read_ini, registry, settings
+    fn,s = read_ini(Path.cwd())[0],settings()
+    env = sorted(o for o in os.environ if o.startswith(env_prefix))
     print(f"Settings: {_short(fn) if fn else 'no settings.ini here or above, so the defaults'}{', overridden by ' + ', '.join(env) if env else ''}")
     for k in ('offline','sr','device'): print(f'  {k} = {getattr(s, k)}')
     for i,o in enumerate(s.data_path): print(f"  {'data_path' if i==0 else '':9} {'=' if i==0 else ' '} {_short(o)}{'' if o.is_dir() else ' (not there)'}")
@@ -976,13 +1033,21 @@ def _hush():
     try: sys.stdout.flush()
     except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+def _outputs():
+    "Give the process what it prints to: where that is closed, nothing; a name that cannot be written ends nothing"
+    for o in ('stdout','stderr'):
+        if getattr(sys, o) is None: setattr(sys, o, open(os.devnull, 'w'))
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
+
 def main(
     argv:list=None, # Words after `fastaudio-lite`; None: those of the shell
 )->int: # Exit code: 0, 2 after an error, 130 after Ctrl-C, 141 where nobody reads
     "Run a command; an error is one line on the standard error (FASTAUDIO_LITE_DEBUG=1 shows all of it)"
     debug = os.environ.pop('FASTAUDIO_LITE_DEBUG', '0') not in ('', '0', 'no')
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # Threads that wait actively slow each other down fourfold on a busy machine
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace') # A name that cannot be written ends nothing
+    _outputs()
+    seen = []
+    old = None if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else _note_ctrl_c(seen) # A job in the background ignores it
     try:
         with _warn_lines(), _one_voice():
             f,args,kw = _parse(sys.argv[1:] if argv is None else list(map(str, argv)))
@@ -994,7 +1059,9 @@ def main(
     except KeyboardInterrupt as e: code,msg = 130,_stopped(e)
     except Exception as e: # The one place where every error ends
         if debug: raise
-        code,msg = 2,f'fastaudio-lite: {_line(e)}'
+        code,msg = (130,_stopped()) if seen else (2,f'fastaudio-lite: {_line(e)}')
+    finally:
+        if old is not None: signal.signal(signal.SIGINT, old)
     _hush()
     if msg: print(msg, file=sys.stderr)
     return code

@@ -6,7 +6,7 @@
 __all__ = ['check_target', 'save_pretrained', 'from_pretrained', 'export_onnx']
 
 # %% ../nbs/06_export.ipynb #a1d2bb35
-import copy, hashlib, importlib, json, math, os, re, shutil, tempfile, warnings
+import copy, errno, glob, hashlib, importlib, json, math, os, re, shutil, tempfile, time, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
 import fastaudio_lite
-from .datasets import settings, sha256
+from .datasets import alone, settings, sha256
 from .kinds import PretrainedError, check_keys, kinds, name_in, named
 
 # %% ../nbs/06_export.ipynb #556f49d0
@@ -33,10 +33,10 @@ def _kind_of(obj):
         f"{', '.join(kinds.values())}: save its part that is one of them")
 
 # %% ../nbs/06_export.ipynb #e374cbfe
-def _dumps(d, what):
+def _dumps(d, what, indent=None):
     "`d` as json text; numbers of numpy and torch become plain ones"
     def _plain(o): return o.item() if hasattr(o, 'item') else str(o) if isinstance(o, Path) else json.JSONEncoder().default(o)
-    try: return json.dumps(d, default=_plain, allow_nan=False, ensure_ascii=False, indent=1)
+    try: return json.dumps(d, default=_plain, allow_nan=False, ensure_ascii=False, indent=indent)
     except (TypeError,ValueError,RecursionError) as e:
         raise PretrainedError(f"got {what} that json cannot hold ({e}), expected text, finite numbers, lists and dicts") from e
 
@@ -84,7 +84,7 @@ def _skeleton(kind, c):
             obj = _class(kind).from_config(c)
     except PretrainedError: raise
     except Exception as e: # Whatever a stranger's numbers lead to
-        raise PretrainedError(f"got a config from which no {kind} can be built ({type(e).__name__}: {e}), expected one "
+        raise PretrainedError(f"got a config from which no {kind} can be built ({type(e).__name__}: {str(e).partition(chr(10))[0]}), expected one "
             "that `save_pretrained` wrote") from e
     got,want = _flat(c),_flat(json.loads(_dumps(obj.config(), 'a config')))
     check_keys(got, want, 'the config')
@@ -194,19 +194,45 @@ def check_target(
         raise PretrainedError(f"got the folder {path}, which holds {', '.join((other or names)[:3])}, expected a new "
             "folder or one that holds a saved model only: choose another name")
 
+# %% ../nbs/06_export.ipynb #3c2463c7
+def _swap(new, path, old):
+    "Give the folder `new` the name `path`; what has that name becomes `old`, and goes where another process gives it that name too"
+    while new.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError): os.rename(path, old)
+        try: os.rename(new, path)
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY,errno.EEXIST): raise
+
+def _end(new, path, old):
+    "Leave neither `new` nor `old`, unless nothing else has the name `path`"
+    if old.exists() and not path.exists(): os.rename(old, path)
+    for o in (new, old): shutil.rmtree(o, ignore_errors=True)
+
 @contextmanager
 def _in_place_of(path):
     "A new folder that takes the place of `path` when all is written, and vanishes otherwise"
-    tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))
+    tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}-saving-', dir=path.parent))
     new,old = tmp/'new',tmp/'old'
     try:
-        new.mkdir()
-        yield new
-        if path.exists(): os.rename(path, old)
-        os.rename(new, path)
-    finally:
-        if old.exists() and not path.exists(): os.rename(old, path)
-        shutil.rmtree(tmp, ignore_errors=True)
+        with alone(tmp/'lock'):
+            try:
+                new.mkdir()
+                yield new
+                _swap(new, path, old)
+            finally: _end(new, path, old)
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+
+# %% ../nbs/06_export.ipynb #0e7e4538
+def _beside(path): return [o for o in path.parent.glob(f'.{glob.escape(path.name)}-saving-????????') if any(o.glob('*'))] # An empty one was made just now
+
+def _tidy(path):
+    "Clear what killed processes left beside `path`, and bring back the model that one had put aside"
+    for tmp in _beside(path):
+        with suppress(OSError), alone(tmp/'lock') as sole:
+            if sole: _end(tmp/'new', path, tmp/'old')
+            elif not path.exists(): time.sleep(.1) # Another process is between the two names, or at its first model
+        with suppress(OSError): tmp.rmdir()
 
 # %% ../nbs/06_export.ipynb #b4fabf27
 def _run_figures(learn):
@@ -239,7 +265,7 @@ def _write(path, raw, d, card):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _in_place_of(path) as new:
             (new/_weights).write_bytes(raw)
-            (new/_config).write_text(_dumps(d, 'a config')+'\n', encoding='utf-8')
+            (new/_config).write_text(_dumps(d, 'a config', 1)+'\n', encoding='utf-8')
             (new/_card).write_text(_write_card(d, card, path.name), encoding='utf-8')
     except OSError as e:
         raise PretrainedError(f"cannot write {path} ({e.strerror}), nothing was changed: free some space, or choose a "
@@ -257,6 +283,7 @@ def save_pretrained(
     obj,path = _saveable(obj),Path(folder).expanduser().resolve()
     kind,c,tensors = _kind_of(obj),json.loads(_dumps(obj.config(), 'a config')),_tensors(obj, dtype)
     _check_saved(obj, kind, c, tensors)
+    _tidy(path)
     check_target(path)
     raw = safetensors.torch.save(tensors, {'config_sha256':_sum(kind, c)})
     _write(path, raw, _about(obj, kind, c, figures, tensors, raw), obj.card())
@@ -305,11 +332,13 @@ def _from_hub(name, kind=None):
 def _existing(folder, kind=None):
     "`folder`, or the copy of the model of that name on the Hub, as a path to a folder with a config and weights"
     path = Path(folder).expanduser()
+    if not path.exists(): _tidy(path.resolve())
     if isinstance(folder, str) and not path.exists() and _hub_name.fullmatch(folder): path = _from_hub(folder, kind)
     if path.is_file(): raise PretrainedError(f"got the file {path}, expected the folder that holds it: pass {path.parent}")
     if not path.is_dir():
+        aside = next((f'; {o} holds what was to be replaced there' for tmp in _beside(path.resolve()) if (o := tmp/'old').exists()), '')
         raise PretrainedError(f"got {path}, expected a folder that `save_pretrained` wrote, or owner/name of one on the "
-            "Hugging Face Hub: there is no such folder")
+            f"Hugging Face Hub: there is no such folder{aside}")
     miss = next((o for o in (_config,_weights) if not (path/o).is_file()), None)
     if miss:
         raise PretrainedError(f"got the folder {path} without {miss}, expected one that `save_pretrained` wrote: copy "
@@ -370,12 +399,13 @@ def _finite(k, v):
     if not v.is_floating_point() or v.isfinite().all(): return v
     raise PretrainedError(f"got NaN or infinite numbers in {k}, expected finite weights: the file was made by somebody else, or the training diverged")
 
-def from_pretrained(
-    folder:str|Path, # What `save_pretrained` wrote, or its name on the Hugging Face Hub: `owner/name`, or `owner/name@revision`
-    kind:str|None=None, # The kind it must be, one of `kinds`; None: any
-): # The object as it was saved, on the CPU, ready for inference
-    "Load a saved model, running no code of its folder's; `PretrainedError` where it is incomplete, changed, or not ours"
-    path = _existing(folder, kind)
+# %% ../nbs/06_export.ipynb #63831108
+def _state(path):
+    "What tells the folder `path` from one that takes its place"
+    with suppress(FileNotFoundError): return (s := path.stat()).st_ino,s.st_mtime_ns
+
+def _load(path, kind):
+    "The object in the folder `path`"
     d = _read_config(path/_config)
     _check_about(d, kind, path/_config)
     kind,fn = _kind_in(d),path/_weights
@@ -389,6 +419,18 @@ def from_pretrained(
     obj.load_state_dict({today(k):_finite(k, v) for k,v in safetensors.torch.load_file(str(fn)).items()})
     return obj.eval()
 
+def from_pretrained(
+    folder:str|Path, # What `save_pretrained` wrote, or its name on the Hugging Face Hub: `owner/name`, or `owner/name@revision`
+    kind:str|None=None, # The kind it must be, one of `kinds`; None: any
+): # The object as it was saved, on the CPU, ready for inference
+    "Load a saved model, running no code of its folder's; `PretrainedError` where it is incomplete, changed, or not ours"
+    path = _existing(folder, kind)
+    was = _state(path)
+    try: obj = _load(path, kind)
+    except (OSError,ValueError,RuntimeError,SafetensorError):
+        if _state(path)==was: raise
+        return from_pretrained(folder, kind) # It was replaced meanwhile
+    return obj if _state(path)==was else from_pretrained(folder, kind)
 
 # %% ../nbs/06_export.ipynb #dd67f0f7
 class _GraphLSTM(nn.Module):

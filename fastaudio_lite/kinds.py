@@ -192,4 +192,6 @@ def listen(self:Saved,
 )->tuple: # Features `(B,C,F,T)` and their valid frames `(B,)`, or None
     "What the network gets to hear; in a graph plain tensors"
     x = self.front_end(wav, lens)
-    return x if torch.compiler.is_compiling() else (x, x.lens)
+    if torch.compiler.is_compiling(): return x
+    dtype = next((o.dtype for o in self.model.parameters() if o.is_floating_point()), x.dtype)
+    return x.to(dtype),x.lens

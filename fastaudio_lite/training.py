@@ -66,15 +66,16 @@ from fastai.torch_core import get_model, rank_distrib
 from .audio import writing
 from .data import find_front_end
 
-_remembers = {'about','seed','epoch','model','opt','mem'}
+_remembers = dict(about=dict, seed=int, epoch=int, model=dict, opt=list, mem=dict)
 
 def _read_checkpoint(fn, about, device):
     "What `fn` holds; an error where it is damaged, or of a run with other settings"
     damaged = f"got the damaged checkpoint {fn}, expected what an earlier call wrote: remove it to start afresh"
-    try: d = torch.load(fn, map_location=device, weights_only=True)
-    except OSError: raise
+    raw = io.BytesIO(fn.read_bytes())
+    try: d = torch.load(raw, map_location=device, weights_only=True)
     except Exception as e: raise ValueError(damaged) from e # `torch.load` may raise anything
-    if not isinstance(d, dict) or d.keys()!=_remembers: raise ValueError(damaged)
+    if not isinstance(d, dict) or d.keys()!=_remembers.keys(): raise ValueError(damaged)
+    if not all(isinstance(d[k], t) for k,t in _remembers.items()): raise ValueError(damaged)
     odd = [k for k,v in about.items() if d['about'].get(k)!=v]
     if odd: raise ValueError(f"got the checkpoint {fn} of a run with another {', '.join(odd)}, expected the same: remove it to start afresh")
     return d
@@ -111,13 +112,16 @@ def checkpoint(
             if not fn.exists(): return 0
             d = _read_checkpoint(fn, about, learn.dls.device)
             try: _restore(learn, d)
-            except (RuntimeError,KeyError,TypeError,ValueError,AttributeError) as e:
+            except Exception as e: # Likewise
                 raise ValueError(f"got the checkpoint {fn} of another network, expected one of this: remove it to start afresh") from e
             self.seed,self.first,self.mem = d['seed'],d['epoch'],d['mem']
             return self.first
 
         def before_fit(self):
-            for k,v in self.mem.items(): _memory(self.learn)[k].load_state_dict(v)
+            have = _memory(self.learn)
+            lost = self.mem.keys()-have.keys()
+            if lost: raise ValueError(f"got the checkpoint {fn} of a run with {', '.join(lost)}, expected the same callbacks: remove it to start afresh")
+            for k,v in self.mem.items(): have[k].load_state_dict(v)
 
         def before_epoch(self): _throw(self.dls, 1000*self.seed+self.epoch+7919*rank_distrib())
 

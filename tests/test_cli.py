@@ -120,6 +120,29 @@ def test_broken_pipe():
     p.stdout.close()
     assert p.stderr.read()=='' and p.wait()==141
 
+def test_ctrl_c_as_another_error(monkeypatch, capsys):
+    "A library that was interrupted may raise what it likes: it was Ctrl-C"
+    def _odd(*names):
+        try: signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt: raise ImportError('half imported')
+    monkeypatch.setitem(commands, 'get', _odd)
+    old = signal.getsignal(signal.SIGINT)
+    assert main(['get'])==130 and signal.getsignal(signal.SIGINT) is old
+    assert capsys.readouterr().err=="fastaudio-lite: stopped; nothing is left half-written\n"
+
+def test_output_closed(monkeypatch):
+    "A process without a standard output works, and says what went wrong by its code"
+    for args,code in (['get','starter'],0),(['get','nothing'],2):
+        monkeypatch.setattr(sys, 'stdout', None)
+        assert main(args)==code
+
+def test_answers_are_numbers(capsys):
+    "NaN is no answer and no json; an error names its file"
+    def _bad(fn): raise ValueError('no sound')
+    for f in (lambda o: dict(probs={'a':float('nan')}), lambda o: dict(words=[dict(prob=float('inf'))]), _bad):
+        assert 'x.wav' in cli_mod._try(f, 'x.wav')['error'] and 'x.wav' in capsys.readouterr().err
+    assert 'error' not in cli_mod._try(lambda o: dict(probs={'a':.5}, n=1), 'x.wav')
+
 # get, doctor, benchmark
 def test_get(cli):
     out = cli('get')
@@ -215,6 +238,56 @@ def test_predict_json(cli):
     for o in res['predictions']: assert o['prob']==max(o['probs'].values())==o['probs'][o['label']] and len(o['windows'])>1
     rows = [o.split('\t') for o in cli('predict', files[0], '--model', 'm', '--windows').splitlines()]
     assert len(rows)==len(res['predictions'][0]['windows']) and rows[1][:3]==[str(files[0]), '0.10', '0.30']
+
+# The figures are of what was held out, and training knows nothing of it
+def _tensors(folder):
+    from safetensors.torch import load_file
+    return {k:v.tolist() for k,v in load_file(Path(folder)/'model.safetensors').items()}
+
+def _figures(folder): return json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))['figures']
+
+def _right(folder, files, labels):
+    "Share of the files that a saved classifier answers with their labels"
+    clf = from_pretrained(folder)
+    return np.mean([clf.predict(o).label==k for o,k in zip(files, labels)])
+
+def _pairs():
+    "Eight files to learn from and their labels; five to hold out, which are shorter, and five others"
+    files = sorted((o for o in digit_files('starter') if digit_label(o) in '16'), key=lambda o: -load_audio(o).dur)
+    few = [o for k in '16' for o in [f for f in files if digit_label(f)==k][:4]]
+    rest = [o for o in files if o not in few][-10:]
+    return few,[digit_label(o) for o in few],rest[::2],rest[1::2]
+
+def _held_out(train):
+    "Call `train(folder, files, labels, held)` with other labels, and with other sounds, of what is held out: the same weights, their own figures"
+    few,ys,held,others = _pairs()
+    said = [digit_label(o) for o in held]
+    wrong = ['6' if o=='1' else '1' for o in said]
+    runs = dict(a=(held, said), b=(held, wrong), c=(others, [digit_label(o) for o in others]))
+    for k,(fs,ls) in runs.items():
+        out = train(k, few+fs, ys+ls, 5)
+        acc = _figures(k)['accuracy']
+        assert acc==pytest.approx(_right(k, fs, ls)) and f'Right on {acc:.1%}' in out and _figures(k)['n']==5
+    assert _figures('a')['accuracy']==pytest.approx(1-_figures('b')['accuracy'])
+    assert _tensors('a')==_tensors('b')==_tensors('c')
+
+def test_train_is_honest(cli, monkeypatch):
+    "And how many processes read ahead is none of the settings that a training must share"
+    runs,real = [],cli_mod._begin
+    monkeypatch.setattr(cli_mod, '_begin', lambda folder, run: runs.append(run) or real(folder, run))
+    def _train(name, files, labels, n):
+        rows = [f"{o},{k},{'yes' if i>=len(files)-n else 'no'}" for i,(o,k) in enumerate(zip(files, labels))]
+        Path('t.csv').write_text('\n'.join(['file,label,valid', *rows])+'\n')
+        return cli('train', 't.csv', '--out', name, '--epochs', 1, '--dur', 2, '--sr', 8000, '--bs', 4)
+    _held_out(_train)
+    assert all('workers' not in o for o in runs)
+
+def test_demo_is_honest(cli, monkeypatch):
+    def _demo(name, files, labels, n):
+        splits = list(range(len(files)-n)),list(range(len(files)-n, len(files)))
+        monkeypatch.setattr(cli_mod, '_digits', lambda: (files, labels, splits, 'five'))
+        return cli('demo', '--epochs', 1, '--model', name)
+    _held_out(_demo)
 
 def test_draw():
     held = cli_mod._draw(['a']*20 + ['b']*2 + ['c'], 20, 1)
@@ -323,15 +396,45 @@ def test_train_asr_stopped_while_measuring(capsys, monkeypatch):
     assert main(args)==0 and 'epoch' not in capsys.readouterr().out and sorted(os.listdir())==['m','t.csv']
     assert 'wer' in json.loads(Path('m/config.json').read_text(encoding='utf-8'))['figures']
 
-def test_training_folder():
+def test_settings_of_a_training():
     "What differs is named; nobody is told a checksum, nor of a json"
-    run = dict(lr=.1, bs=8, recordings='3f')
-    folder = cli_mod._training_folder(Path('m'), run)
+    run,folder = dict(lr=.1, bs=8, recordings='3f'),Path('.m-training')
+    cli_mod._begin(folder, run)
     (folder/'checkpoint.pt').touch()
-    with expect_fail(ValueError, 'got lr 0.2, expected lr 0.1, with which .m-training was begun'): cli_mod._training_folder(Path('m'), dict(run, lr=.2))
-    with expect_fail(ValueError, 'got other recordings, labels or texts, expected those'): cli_mod._training_folder(Path('m'), dict(run, recordings='9b'))
-    (folder/'settings.json').write_text('{"lr"')
-    with expect_fail(ValueError, 'settings.json, which is damaged'): cli_mod._training_folder(Path('m'), run)
+    with expect_fail(ValueError, 'got lr 0.2, expected lr 0.1, with which .m-training was begun'): cli_mod._begin(folder, dict(run, lr=.2))
+    with expect_fail(ValueError, 'got other recordings, labels or texts, expected those'): cli_mod._begin(folder, dict(run, recordings='9b'))
+    for o in (b'{"lr"', b'[]', b'{}', b'\xff\xfe', b'['*10**5, None):
+        if o is None: (folder/'settings.json').unlink()
+        else: (folder/'settings.json').write_bytes(o)
+        with expect_fail(ValueError, 'settings.json, which is missing or damaged'): cli_mod._begin(folder, run)
+
+def test_files_of_others():
+    "Nothing goes that no training wrote: notes, a link, a file that bears a name of ours"
+    folder = Path('.m-training')
+    for make in (folder.mkdir, lambda: folder.symlink_to('other')):
+        Path('other').mkdir(exist_ok=True)
+        make()
+        (folder/'thesis.txt').write_text('mine')
+        with cli_mod._resumable(Path('m')) as o:
+            cli_mod._begin(o, dict(lr=.1, recordings='3f'))
+            for k in ('checkpoint.pt','.checkpoint.pt.0a1b2c3d.tmp'): (o/k).touch()
+        assert os.listdir(folder)==['thesis.txt']
+        (folder/'settings.json').write_text('{"theme":"dark"}')
+        with expect_fail(ValueError, 'no training wrote it'):
+            with cli_mod._resumable(Path('m')): pass
+        assert sorted(os.listdir(folder))==['settings.json','thesis.txt']
+        if folder.is_symlink(): return
+        shutil.rmtree(folder)
+
+@pytest.mark.skipif(os.name!='posix', reason='no locks')
+def test_two_trainings():
+    "The second one is told at once, and takes nothing from the first"
+    with cli_mod._resumable(Path('new/m')) as o:
+        cli_mod._begin(o, dict(lr=.1, recordings='3f'))
+        with expect_fail(ValueError, 'which another process is training now'):
+            with cli_mod._resumable(Path('new/m')): pass
+        assert (o/'settings.json').exists()
+    assert not Path('new').exists()
 
 def _killed(args, ck):
     "Start the command in a shell of its own and kill it after its first epoch"
@@ -359,6 +462,24 @@ def test_train_asr_resumes(capsys, monkeypatch):
     assert main(args)==0
     out = capsys.readouterr().out
     assert out.count('epoch ')==1 and 'epoch 400 ' in out and sorted(os.listdir())==['m','t.csv']
+
+def test_train_asr_is_honest(cli, monkeypatch):
+    "Other texts, or other sounds, of validation and test: the same weights, and an error rate of the test"
+    from fastaudio_lite.asr.transcribe import Transcriber, Transcript
+    spoken(n=20)
+    rows = [o.split(',') for o in Path('t.csv').read_text(encoding='utf-8').splitlines()]
+    held = [i for i,o in enumerate(rows) if o[3] in ('valid','test')]
+    said = {o[0]:o[1].lower().strip('!') for o in rows}
+    monkeypatch.setattr(Transcriber, 'transcribe', lambda self, fn: Transcript(said[str(fn)], [], 1., 1.))
+    def _train(name, column=None):
+        now = [list(o) for o in rows]
+        if column is not None:
+            for i,j in zip(held, held[1:]+held[:1]): now[i][column] = rows[j][column]
+        Path('t.csv').write_text('\n'.join(map(','.join, now))+'\n', encoding='utf-8')
+        return cli('train-asr', 't.csv', '--out', name, *asr_tiny, '--epochs', 1)
+    for k,column in dict(a=None, b=1, c=0).items(): _train(k, column)
+    assert [_figures(k)['wer']>0 for k in 'abc']==[False,True,True] and _figures('a')['n']==2
+    assert _tensors('a')==_tensors('b')==_tensors('c')
 
 def _interrupt(): raise KeyboardInterrupt
 
@@ -482,6 +603,15 @@ def test_wrong_model(asr, clips, cli, capsys):
         ('transcribe', clips[0], '--model', 'none'), ('transcribe', clips[0]), ('transcribe', '--model', asr)):
         code,out,err = run(capsys, *args)
         assert (code,out)==(2,'') and len(err.splitlines())==1 and err.startswith('fastaudio-lite: ')
+
+def test_model_of_another_kind(clips, capsys):
+    "Hidden Markov models are neither: a sentence that says what it is"
+    from fastaudio_lite.asr.hmm import HMMDigits
+    from fastaudio_lite.export import save_pretrained
+    save_pretrained(HMMDigits(['one','two'], n_mix=1), 'hmm')
+    for name,want in dict(transcribe='recognizer', predict='classifier').items():
+        code,out,err = run(capsys, name, clips[0], '--model', 'hmm')
+        assert (code,out)==(2,'') and f'got a hmm in hmm, expected a {want}' in err and err.count('\n')==1
 
 # demo
 def test_demo(cli):

@@ -385,7 +385,7 @@ def test_leftovers_of_a_set_that_is_there(root):
 
 def test_a_copy_in_work_is_left_alone(root):
     (root/'.toy-unpacking-x').mkdir(parents=True)
-    with datasets._alone(datasets._part(registry['toy'], root)): datasets._sweep(root)
+    with datasets.alone(datasets._part(registry['toy'], root)): datasets._sweep(root)
     assert left(root)==['.toy-unpacking-x']
 
 def test_every_folder_is_searched(root, tmp_path, monkeypatch):

@@ -386,6 +386,33 @@ def test_absurd_front_end(copy):
             else: assert c.front_end.config()[key]==v
     assert time.perf_counter()-t < 20
 
+def _absurd_recognizers(m):
+    "Settings of the network of a recognizer that no training makes"
+    yield dict(chs=[8]*64, strides=[1]*64)
+    for k,vs in dict(n_layers=[100_000, 0, -1, 1.5, '3', [3], None], n_hidden=[10**9, 1.5, '16', [16], None, 0], n_out=[10**9, 1, None, '28'],
+        n_mels=[10**9, 1, None, [16]], n_sounds=[10**9, -1, 1.5, '3'], p=[2, -1, 'x', None, [.1]],
+        chs=[[8]*10**6, [], [[8]], ['8'], [1.5], 8, '16', None, {}], strides=[[1]*10**6, [], [[2]], ['2'], [1.5,2], [.5,1], [0,1], 2, None, [2,2,2]]).items():
+        for v in vs: yield {k:v}
+    for k in m: yield {k:'lost'}
+
+def test_absurd_recognizer(tmp_path):
+    "Each is refused in a sentence, before anything large is built"
+    folder = save_pretrained(recognizer(), tmp_path/'m', {})
+    d = config(folder)
+    for o in _absurd_recognizers(d['config']['model']):
+        cfg = {k:v for k,v in {**d['config']['model'], **o}.items() if v!='lost'}
+        forge(folder, {**d, 'config':{**d['config'], 'model':cfg}})
+        t = time.process_time()
+        with pytest.raises(PretrainedError) as e: from_pretrained(folder)
+        assert len(str(e.value))<600 and time.process_time()-t < 2, o
+
+@pytest.mark.parametrize('fe', [dict(hop=1), dict(hop=1.5), dict(sr='8000'), dict(n_fft=1)])
+def test_absurd_recognizer_front_end(fe, tmp_path):
+    folder = save_pretrained(recognizer(), tmp_path/'m', {})
+    d = config(folder)
+    d['config']['front_end'].update(fe)
+    with pytest.raises(PretrainedError): from_pretrained(forge(folder, d))
+
 def test_no_attribute_is_set(copy):
     d = config(copy)
     for k in ('forward', 'predict', '__class__', 'training', 'model'): refused(forge(copy, {**d, 'config':{**d['config'], k:'x'}}), f'unknown key {k}')
@@ -553,6 +580,60 @@ def test_rename_fails(saved, copy, monkeypatch, nth):
     monkeypatch.setattr(export.os, 'rename', rename)
     with pytest.raises(KeyboardInterrupt): save_pretrained(make(vocab=['a','b']), copy)
     assert os.listdir(copy.parent)==['copy'] and (copy/'config.json').read_bytes()==(saved/'config.json').read_bytes()
+
+def _killed_between(copy):
+    "As a process leaves it that is killed between the two names of a model that it replaces"
+    tmp = copy.with_name(f'.{copy.name}-saving-abcd1234')
+    tmp.mkdir()
+    (tmp/'new').mkdir()
+    (tmp/'lock').touch()
+    return copy.rename(tmp/'old').parent
+
+def test_killed_between_names(clf, copy):
+    "The old model comes back, whoever looks for it, and nothing else is left"
+    for f in (from_pretrained, lambda o: save_pretrained(clf, o)):
+        _killed_between(copy)
+        f(copy)
+        assert os.listdir(copy.parent)==['copy'] and from_pretrained(copy).vocab==clf.vocab
+
+def test_killed_and_not_to_be_brought_back(copy, monkeypatch):
+    "Where the old model cannot be moved, the error says where it lies"
+    tmp = _killed_between(copy)
+    def no(*args): raise PermissionError(errno.EACCES, 'Permission denied')
+    monkeypatch.setattr(export.os, 'rename', no)
+    refused(copy, f"{tmp/'old'} holds what was to be replaced there")
+
+def test_stale_copies_go(clf, copy):
+    "What a killed process left goes with the next writing; what another one holds, or is somebody's own, stays"
+    stale,held,own = (copy.with_name(f'.copy-saving-{o}') for o in ('aaaaaaaa','bbbbbbbb','mine'))
+    for o in (stale, held, own):
+        (o/'new').mkdir(parents=True)
+        (o/'lock').touch()
+    with export.alone(held/'lock'): save_pretrained(clf, copy)
+    assert sorted(os.listdir(copy.parent))==['.copy-saving-bbbbbbbb','.copy-saving-mine','copy']
+
+def test_two_writers(clf, copy, monkeypatch):
+    "Another process that is faster by a moment is no error: the last one's model stays"
+    real,other = os.rename,make(vocab=['a','b'])
+    def rename(a, b):
+        real(a, b)
+        if Path(b).name!='old': return
+        monkeypatch.undo()
+        save_pretrained(other, copy)
+    monkeypatch.setattr(export.os, 'rename', rename)
+    save_pretrained(clf, copy)
+    assert from_pretrained(copy).vocab==clf.vocab and os.listdir(copy.parent)==['copy']
+
+@pytest.mark.parametrize('where', ['_header','_check_sums','_finite'])
+def test_reader_beside_writer(clf, copy, monkeypatch, where):
+    "A model that is replaced while it is read is read again, and never half the one and half the other"
+    real,other = getattr(export, where),make(seed=1)
+    def _inner(*args):
+        monkeypatch.setattr(export, where, real)
+        save_pretrained(other, copy)
+        return real(*args)
+    monkeypatch.setattr(export, where, _inner)
+    assert from_pretrained(copy).predict(sound())==other.predict(sound())
 
 @pytest.mark.skipif(os.name!='posix', reason='limits of a process are set the posix way')
 def test_disk_full(copy, tmp_path):
