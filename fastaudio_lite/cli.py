@@ -395,7 +395,7 @@ _yes = dict.fromkeys(('1','yes','true'), True) | dict.fromkeys(('0','no','false'
 
 def _from_csv(fn):
     "Files, labels and None, or which are held out, of a table"
-    from .asr.text import _read_csv
+    from fastaudio_lite.text import _read_csv
     rows,held = _read_csv(fn, 'label').to_dict('records'),None
     bad = next((i for i,o in enumerate(rows, 2) if not (o['file'] and o['label'])), None)
     _need(bad is None, f"got {fn} with no file or no label in line {bad}: fill it in, or remove the line")
