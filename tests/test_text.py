@@ -477,3 +477,11 @@ def test_in_learner():
     assert w==pytest.approx(wer(want, ['ab']*4)) and c==pytest.approx(cer(want, ['ab']*4))
     with learn.no_logging(): _,y = learn.get_preds()
     assert [abc.decode(o) for o in y]==want  # In the order of the items, though batches go by length
+
+def test_metrics_of_one_epoch():
+    "Rates are of the epoch's own answers: what was wrong before is forgotten"
+    dls = SpeechDataLoaders.from_items(pairs[:7], pairs[7:], abc, **kw)
+    def _better(p): return [abc.decode(o) if learn.epoch else '' for o in learn.y]
+    learn = Learner(dls, Deaf(1, 1), loss_func=lambda p,y,**kw: p.mean(), lr=0., metrics=[WER(_better), CER(_better)])
+    with learn.no_bar(), learn.no_logging(): learn.fit(3)
+    assert [o[2:] for o in learn.recorder.values]==[[1,1],[0,0],[0,0]]
