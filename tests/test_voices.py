@@ -98,9 +98,9 @@ def test_trims_everywhere():
         front_end=FrontEnd(8000, n_mels=32), item_tfms=TrimSilence())
     for dl in dls.loaders:
         x = next(iter(dl.new(after_batch=[])))[0]
-        assert x.lens.max()<=2800 and x.shape[-1]<=2800
+        assert x.shape[-1]<=4200 # A moment of silence stays at both ends
     test = next(iter(dls.test_dl(clips[:2]).new(after_batch=[])))[0]
-    assert test.shape[-1]<=2000
+    assert test.shape[-1]<=4200
     clf = Classifier(audio_learner(dls, Committee))
     assert (clf.config()['trim'],clf.config()['arch'])==(40.,'Committee')
 
