@@ -231,12 +231,11 @@ def _words(tr, o):
     from fastaudio_lite.asr.ctc import cut_words, word_spans
     from fastaudio_lite.text import steps_needed
     wav,ids = load_audio(o.file, tr.sr),torch.tensor(tr.tokens.encode(o.text))
-    lp = tr(wav[None])[0].as_subclass(torch.Tensor)
+    with torch.inference_mode(): lp = tr(wav[None])[0].as_subclass(torch.Tensor)
     if steps_needed(ids[None]) > len(lp): return []
     spans = word_spans(lp, ids.tolist(), tr.tokens, tr.step)
     return zip(cut_words(wav, spans), [o.text for o in spans])
 
-@torch.inference_mode()
 def an4_words(
     sr:int=8000, # Of the sounds, in Hz
     min_dur:float=0.08, # Shorter words (s) are taken for faults of the alignment
@@ -651,12 +650,11 @@ def bench_an4_to_fsdd(
     path:Path|None=None, # Folder of the result; None: `results_path()`
 )->dict: # What was written
     "Recognizers trained on AN4 hear strings of FSDD's digits, with a lexicon of digits"
-    from fastaudio_lite.text import digit_strings, wer
+    from fastaudio_lite.text import digit_strings, digit_words, wer
     from fastaudio_lite.datasets import is_digit_test
     files = [o for o in _fsdd() if is_digit_test(o)]
     t0,(sounds,refs) = perf_counter(),zip(*digit_strings(files, 200))
-    words = sorted(set(' '.join(refs).split()))
-    def _run(s): return wer(refs, heard(an4_model(s).use(lexicon=words), sounds))
+    def _run(s): return wer(refs, heard(an4_model(s).use(lexicon=sorted(digit_words)), sounds))
     value,sd = _mean_sd(errs := [_run(s) for s in seeds])
     return write_result('an4-to-fsdd', 'wer', value, perf_counter()-t0, "200 strings of 3-7 of FSDD's test takes (8 kHz), gaps of 0.1 s; lexicon of digits",
         sd, list(seeds), path, runs=errs)

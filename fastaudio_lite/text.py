@@ -402,10 +402,12 @@ class SpeechDL(TfmdDL):
         dataset, # Data set to load from
         noise:float=0.1, # Durations are multiplied by at most 1±`noise` before they are sorted for training
         durs:list=None, # Duration of each item in s; None: asked of the files when it is needed
+        bs:int=64, # Items in a batch
+        drop_last:bool=False, # Leave an incomplete last batch out, unless it is the only one?
         **kwargs
     ):
         self.noise,self._durs = noise,durs
-        super().__init__(dataset, **kwargs)
+        super().__init__(dataset, bs=bs, drop_last=drop_last and len(dataset)>=(bs or 1), **kwargs)
 
     @property
     def durs(self):

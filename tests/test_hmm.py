@@ -323,6 +323,15 @@ def test_tune(rec, clips):
     assert tried[r.penalty]==min(tried.values())
     for r.penalty,e in tried.items(): assert e==wer(texts, r.transcribe(list(sounds)))
 
+@pytest.mark.parametrize('good,want', (((20,40,60),40), ((0,20,40,60),40), ((80,),80)))
+def test_tune_takes_the_middle(monkeypatch, good, want):
+    "Of several prices with the fewest errors the middle one, of an even number the dearer of the two"
+    r = HMMDigits(words=['one','two'])
+    monkeypatch.setattr(HMMDigits, 'features', lambda self, sounds: sounds)
+    monkeypatch.setattr(HMMDigits, '_paths', lambda self, xs, p: [[(int(p not in good), 0, 1)] for _ in xs])
+    tried = r.tune(['a'], ['one'], (-20,0,20,40,60,80))
+    assert r.penalty==want and tried=={p:float(p not in good) for p in tried}
+
 def test_noise_and_music(rec):
     torch.manual_seed(0)
     noise = AudioTensor(torch.randn(1,8000)*0.1, sr=8000)

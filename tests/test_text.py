@@ -496,3 +496,11 @@ def test_interpretation_goes_by_items():
     dls = SpeechDataLoaders.from_items(pairs[:5], pairs[5:], abc, **kw)
     items = dls.test_dl(pairs[5:], process=True)
     assert [abc.decode(o) for b in items for o in b[1]]==[t for _,t in pairs[5:]]
+
+def test_metrics_of_one_epoch():
+    "Rates are of the epoch's own answers: what was wrong before is forgotten"
+    dls = SpeechDataLoaders.from_items(pairs[:7], pairs[7:], abc, **kw)
+    def _better(p): return [abc.decode(o) if learn.epoch else '' for o in learn.y]
+    learn = Learner(dls, Deaf(1, 1), loss_func=lambda p,y,**kw: learn.model.bias.sum(), lr=0., metrics=[WER(_better), CER(_better)])
+    with learn.no_bar(), learn.no_logging(): learn.fit(3)
+    assert [o[2:] for o in learn.recorder.values]==[[1,1],[0,0],[0,0]]

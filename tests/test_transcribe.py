@@ -392,3 +392,12 @@ def test_splice():
         assert [' abc'[int(o)] for o in wav[0,400::800]]==words
     text = ' '.join(tokens.decode(ids.tolist()) for _,ids in said)
     assert text.count('b')>2*text.count('a') and splice(clip, split_idx=1)[0] is clip[0]
+
+def test_fill():
+    "Each speaker's words stay among themselves; a word that comes four times weighs half as much as one that comes once"
+    def clip(v): return (AudioTensor(torch.full((1,3200), v), sr=sr),)
+    spans = [[Span('a', 0., .2, 1.), Span('b', .2, .4, 1.)], [Span('a', 0., .2, 1.), Span('a', .2, .4, 1.)], [], [Span('a', 0., .4, 1.)]]
+    splice = Splice(Tokens.letters(['a b']))
+    splice.fill([clip(1.), clip(2.), clip(3.), clip(4.)], spans, ['ann','bob','ann','ann'])
+    assert [[(t, o[0,0].item()) for t,o in ws] for ws,_ in splice.bank]==[[('a',1.), ('b',1.), ('a',4.)], [('a',2.), ('a',2.)]]
+    assert [w for _,w in splice.bank]==[[.5,1.,.5], [.5,.5]]

@@ -66,6 +66,8 @@ def test_loss():
     one = CommitteeLoss('none')(out, y)
     assert one.shape==(2,) and math.isclose(one.mean().item(), com.loss_func(out, y).item(), rel_tol=1e-5)
 
+clip_0 = get_audio_files(starter_path()/'digits'/'recordings')[0]
+
 @pytest.fixture(scope='module')
 def learn():
     "A committee that has been trained a little"
@@ -87,6 +89,20 @@ def test_travels(learn, tmp_path):
     probs = [torch.tensor(list(o.predict(w).probs.values())) for o in (clf, again) for w in (clip, quiet)]
     for p in probs[1:]: torch.testing.assert_close(p, probs[0], atol=0.02, rtol=0)
     for o in (clf, again): assert torch.equal(next(iter(o.windows(quiet))), trim_silence(quiet, 40.))
+
+def test_trims_everywhere():
+    "Silence is cut in training, in validation and in what is asked later, and the saved config says so"
+    quiet = torch.zeros(1,2000)
+    clips = [AudioTensor(torch.cat([quiet, load_audio(o, 8000)[:,:n], quiet], 1), sr=8000) for n,o in zip((1600,2000,2400,2800), 4*[clip_0])]
+    dls = AudioDataLoaders.from_lists('.', clips, list('abab'), splitter=lambda o: ([0,1],[2,3]), bs=2, num_workers=0,
+        front_end=FrontEnd(8000, n_mels=32), item_tfms=TrimSilence())
+    for dl in dls.loaders:
+        x = next(iter(dl.new(after_batch=[])))[0]
+        assert x.shape[-1]<=4200 # A moment of silence stays at both ends
+    test = next(iter(dls.test_dl(clips[:2]).new(after_batch=[])))[0]
+    assert test.shape[-1]<=4200
+    clf = Classifier(audio_learner(dls, Committee))
+    assert (clf.config()['trim'],clf.config()['arch'])==(40.,'Committee')
 
 def test_refused():
     "What a committee cannot be, and silence that is none"
