@@ -78,7 +78,7 @@ def write_result(
     return res
 
 # %% ../nbs/32_benchmark.ipynb #99f11f6a
-def _begun(fn, about):
+def _runs_begun(fn, about):
     "What runs gave that `fn` keeps, by key, if they were made with the settings `about`"
     try:
         d = json.loads(fn.read_text(encoding='utf-8'))
@@ -90,7 +90,7 @@ def _begun(fn, about):
     what = ', '.join(f'{k}={old.get(k)!r}, expected {about.get(k)!r}' for k in new)
     return print(f'got finished runs with {what}: every run is made afresh') or {}
 
-def _bar(keys):
+def _run_bar(keys):
     "`keys`, with fastai's progress bar where somebody looks"
     if not IN_NOTEBOOK and not (sys.stdout.isatty() and os.environ.get('TERM')!='dumb'): return keys
     from fastprogress.fastprogress import progress_bar
@@ -108,8 +108,8 @@ def each(
     if not keys: raise ValueError(f'got no runs for {name}, expected at least one seed')
     made = dict(machine=machine(), version=fastaudio_lite.__version__, threads=torch.get_num_threads())
     fn,about = _part(name, path),json.loads(json.dumps(about | made))
-    runs = _begun(fn, about)
-    for k in _bar([o for o in keys if json.dumps(o) not in runs]):
+    runs = _runs_begun(fn, about)
+    for k in _run_bar([o for o in keys if json.dumps(o) not in runs]):
         t0,res = perf_counter(),run(k)
         runs[json.dumps(k)] = json.loads(json.dumps([res, perf_counter()-t0]))
         _write_json(fn, dict(about=about, runs=runs))
@@ -314,17 +314,17 @@ def _other_voices():
     return an4_words() + _pairs(sorted((starter_path()/'digits'/'recordings').glob('*.wav')))
 
 # %% ../nbs/32_benchmark.ipynb #a3410089
-def _kept(name):
+def _model_folder(name):
     "The folder of the trained model `name`: of the repository, or of the working directory"
     return results_path().parent/'models'/name
 
-def _config(name): return json.loads((_kept(name)/'config.json').read_text())
+def _config(name): return json.loads((_model_folder(name)/'config.json').read_text())
 
 def _trained(name, epochs, seed, make):
     "The model kept as `name`, or that of the learner which `make` trains now, kept for the next time"
     from fastai.basics import set_seed
     from fastaudio_lite.export import from_pretrained, save_pretrained
-    folder,t0 = _kept(name),perf_counter()
+    folder,t0 = _model_folder(name),perf_counter()
     if not folder.exists() or _config(name)['figures']['epochs']!=epochs:
         set_seed(seed)
         learn = make()
@@ -723,7 +723,7 @@ def bench_digits_ctc(
         loso=loso, loso_sd=loso_sd, speakers=speakers)
 
 # %% ../nbs/32_benchmark.ipynb #6d1a6002
-def _splits(name, f, files, path):
+def _run_splits(name, f, files, path):
     "What `f` of FSDD's files and of a test gives for the official split and for each speaker left out, and seconds"
     who = sorted(set(map(digit_speaker, files)))
     def _run(k): return f(files, _held_out(k))
@@ -738,7 +738,7 @@ def bench_hmm_digits(
     from fastaudio_lite.asr.hmm import digits_accuracy
     files = files or _fsdd()
     def _run(*args): return {k:v for k,v in digits_accuracy(*args).items() if k!='wrong'}
-    official,each_speaker,took = _splits('hmm-digits', _run, files, path)
+    official,each_speaker,took = _run_splits('hmm-digits', _run, files, path)
     speakers = {k:round(v['accuracy'], 5) for k,v in each_speaker.items()}
     loso,loso_sd = _mean_sd(list(speakers.values()))
     split = f"FSDD, takes 0-4 for testing ({official['n']}); and each speaker left out"
@@ -755,7 +755,7 @@ def bench_digits_hmm(
     files = files or _fsdd()
     def _rates(d): return dict(zip(('gaps','overlaps'), (round(o, 5) for o in d['wer'].values())))
     def _mean(d): return round(sum(d.values())/len(d), 5)
-    official,each_speaker,took = _splits('digits-hmm', digits_wer, files, path)
+    official,each_speaker,took = _run_splits('digits-hmm', digits_wer, files, path)
     speakers = {k:_rates(v) for k,v in each_speaker.items()}
     loso,loso_sd = _mean_sd(list(map(_mean, speakers.values())))
     return write_result('digits-hmm', 'wer', _mean(_rates(official)), took, _strings, path=path,
@@ -1002,7 +1002,7 @@ def bench_on_the_fly(
     return write_result('on-the-fly', 'part of an epoch', more['overhead']['on the fly'], took, split, None, list(seeds), path, epochs=epochs, **more)
 
 # %% ../nbs/32_benchmark.ipynb #3c0d8d04
-def _counts(d): return {k:len(v) for k,v in d.items()}
+def _run_counts(d): return {k:len(v) for k,v in d.items()}
 
 def bench_decode(
     n:int=200, # Utterances
@@ -1024,7 +1024,7 @@ def bench_decode(
     rates = {k:round(v, 1) for k,v in rates.items()}
     split = f"log-probabilities of {len(lps)} utterances of AN4's test, some over the telephone, over {len(tr.tokens)} pieces, beam 50, 1 thread"
     return write_result('decode', 'utterances/s, flashlight = 1', value, perf_counter()-t0, split, path=path,
-        rates=rates, differ=_counts(others), differ_lm=_counts(with_lm), n=len(lps), n_python=20)
+        rates=rates, differ=_run_counts(others), differ_lm=_run_counts(with_lm), n=len(lps), n_python=20)
 
 # %% ../nbs/32_benchmark.ipynb #81f6be3a
 def bench_long_sets(

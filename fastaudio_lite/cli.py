@@ -364,7 +364,7 @@ def demo(
     print(f'Written: the picture {out} and the model {model}, in {perf_counter()-t0:.0f} s.\n{_next.format(model)}')
 
 # %% ../nbs/34_cli.ipynb #eb0b699a
-def _short(path):
+def _short_path(path):
     "`path` from the working directory, if that is shorter"
     try: return min(str(path), os.path.relpath(path), key=len)
     except ValueError: return str(path) # Another drive, on Windows
@@ -375,10 +375,10 @@ def get(
     "Fetch data sets, or list them with size, licence and whether they are at hand"
     from fastaudio_lite.datasets import data_set, find_data, get_data, mb, registry, settings
     for o in names: data_set(o)
-    for o in names: print(f'{o}: {_short(get_data(o))}')
+    for o in names: print(f'{o}: {_short_path(get_data(o))}')
     if names: return
     for o in registry.values(): print(f"{o.name:16}{mb(o.size):>7}  {'at hand' if find_data(o.name) else '-':8} {o.what} ({o.licence})")
-    print(f'\nfastaudio-lite get NAME fetches one to {_short(settings().data_path[0])}')
+    print(f'\nfastaudio-lite get NAME fetches one to {_short_path(settings().data_path[0])}')
 
 # %% ../nbs/34_cli.ipynb #dfeb5e80
 def _read_source(src):
@@ -468,7 +468,7 @@ def _begin(folder, run):
     old = _begun(folder)
     if (folder/_checkpoint).exists():
         _same_run(folder, old, run)
-        print(f'going on from {_short(folder)}', flush=True)
+        print(f'going on from {_short_path(folder)}', flush=True)
     with writing(folder/_settings) as tmp: tmp.write_text(json.dumps(run))
 
 def _sum_of(text):
@@ -567,7 +567,7 @@ def _save(learn, out, base, split, **counts):
     if _rank(): return
     print('\n'.join([f'Right on {acc:.1%} of {n} held-out clips; the baseline, nearest mean of MFCCs: {base:.1%}', *wrong]))
     figures = dict(accuracy=acc, baseline_accuracy=base, split=split, n=n, **counts)
-    print(f'Written: {_short(save_pretrained(learn, out, figures))}\nAsk it: fastaudio-lite predict FILE --model {out}')
+    print(f'Written: {_short_path(save_pretrained(learn, out, figures))}\nAsk it: fastaudio-lite predict FILE --model {out}')
 
 # %% ../nbs/34_cli.ipynb #46ea445c
 class _Piped(bytes):
@@ -713,7 +713,7 @@ def _usable(df, n_tokens, n=20):
             _need((df.split==k).any(), f"got no recordings {v}{' but bad ones' if bad else ''}, expected some with the split {k}: " + '; '.join(bad[:3]))
         now = _problems(df, tokens := alphabet(df, n_tokens))
         if not len(now): break
-        bad += [f'{_short(f)}: {p}' for f,p in zip(now.file, now.problem)]
+        bad += [f'{_short_path(f)}: {p}' for f,p in zip(now.file, now.problem)]
         df = df.drop(index=df.index[now.row.unique()])
     for o in bad[:n]: _err(f'warning: left out {o}')
     if len(bad)>n: _err(f'warning: {len(bad)-n} more were left out')
@@ -829,7 +829,7 @@ def _save_asr(tr, df, out, **counts):
     save_pretrained(tr, out, counts)
     figures,lines = _score_asr(tr, df)
     print('\n'.join(lines))
-    print(f'Written: {_short(save_pretrained(tr, out, figures|counts))}\nUse it: fastaudio-lite transcribe FILE --model {out}')
+    print(f'Written: {_short_path(save_pretrained(tr, out, figures|counts))}\nUse it: fastaudio-lite transcribe FILE --model {out}')
 
 # %% ../nbs/34_cli.ipynb #e2d4b8bc
 def _list_of(lines):
@@ -923,7 +923,7 @@ def export(
     from fastaudio_lite.export import export_onnx, from_pretrained
     obj = from_pretrained(source)
     fn = export_onnx(obj, onnx)
-    print(f"Written: {_short(fn)} ({mb(fn.stat().st_size)}); in: wav, float32 at {obj.sr} Hz, and lens; out: {' and '.join(obj.outputs)}, which were compared with the model's")
+    print(f"Written: {_short_path(fn)} ({mb(fn.stat().st_size)}); in: wav, float32 at {obj.sr} Hz, and lens; out: {' and '.join(obj.outputs)}, which were compared with the model's")
 
 # %% ../nbs/34_cli.ipynb #80084875
 def benchmark(
@@ -941,7 +941,7 @@ def benchmark(
             print(f"{k}: {res['metric']} {res['value']}, {res['split']} ({res['seconds']} s): {results_path()/f'{k}.json'}")
 
 # %% ../nbs/34_cli.ipynb #04f73139
-_packages = dict(needed='torch fastai soundfile soxr safetensors librosa matplotlib jiwer tokenizers numba'.split(),
+_asked_packages = dict(needed='torch fastai soundfile soxr safetensors librosa matplotlib jiwer tokenizers numba'.split(),
     optional='torchvision torchaudio timm sklearn jupyterlab onnx onnxruntime onnxscript huggingface_hub hmmlearn ctc_beam_decoder flashlight'.split())
 
 def _import(name):
@@ -956,7 +956,7 @@ def _import(name):
 def _check_packages():
     "Print which packages work; how many that are needed do not"
     bad = 0
-    for kind,names in _packages.items():
+    for kind,names in _asked_packages.items():
         for k in names:
             v = _import(k)
             ok = isinstance(v, str)
@@ -965,14 +965,14 @@ def _check_packages():
     return bad
 
 # %% ../nbs/34_cli.ipynb #018bcef0
-def _check_settings():
+def _show_settings():
     "Print the settings in force, and from where; an error if they cannot hold"
     from fastaudio_lite.datasets import env_prefix, find_data, read_ini, registry, settings
     fn,s = read_ini(Path.cwd())[0],settings()
     env = sorted(o for o in os.environ if o.startswith(env_prefix))
-    print(f"Settings: {_short(fn) if fn else 'no settings.ini here or above, so the defaults'}{', overridden by ' + ', '.join(env) if env else ''}")
+    print(f"Settings: {_short_path(fn) if fn else 'no settings.ini here or above, so the defaults'}{', overridden by ' + ', '.join(env) if env else ''}")
     for k in ('offline','sr','device'): print(f'  {k} = {getattr(s, k)}')
-    for i,o in enumerate(s.data_path): print(f"  {'data_path' if i==0 else '':9} {'=' if i==0 else ' '} {_short(o)}{'' if o.is_dir() else ' (not there)'}")
+    for i,o in enumerate(s.data_path): print(f"  {'data_path' if i==0 else '':9} {'=' if i==0 else ' '} {_short_path(o)}{'' if o.is_dir() else ' (not there)'}")
     print(f"Data sets at hand: {', '.join(k for k in registry if find_data(k)) or 'none'}")
     _device()
 
@@ -986,9 +986,9 @@ def _check_torch():
 def doctor():
     "Say what is installed, what works, which settings hold and which data sets are at hand"
     import platform
-    print(f'fastaudio_lite {fastaudio_lite.__version__}, Python {platform.python_version()}, {platform.platform()}\n{_short(sys.executable)}')
+    print(f'fastaudio_lite {fastaudio_lite.__version__}, Python {platform.python_version()}, {platform.platform()}\n{_short_path(sys.executable)}')
     bad = _check_packages()
-    for f in (_check_torch, _check_settings):
+    for f in (_check_torch, _show_settings):
         try: f()
         except (ValueError, OSError, ImportError) as e:
             _err(_line(e))

@@ -43,7 +43,7 @@ _expect = dict(data_path=f'folders separated by {os.pathsep!r}', offline='yes or
 # %% ../nbs/01_datasets.ipynb #c198880a
 def _paths(s, root): return [root/Path(o.strip()).expanduser() for o in s.split(os.pathsep) if o.strip()]
 
-def _parse(key, val, root):
+def _parsed(key, val, root):
     "Setting `key` from its text `val`; relative folders are counted from `root`"
     try:
         if key=='sr' and int(val)>0: return int(val)
@@ -83,7 +83,7 @@ def settings(
     fn,vals = read_ini(Path(path).resolve())
     env = _known({k[len(env_prefix):].lower():v for k,v in os.environ.items() if k.startswith(env_prefix) and v}, 'the environment')
     root = fn.parent if fn else _home()
-    return Settings(**{k:_parse(k, v, root) for k,v in ({'data_path':'data'}|vals|env).items()})
+    return Settings(**{k:_parsed(k, v, root) for k,v in ({'data_path':'data'}|vals|env).items()})
 
 # %% ../nbs/01_datasets.ipynb #ed32d2d8
 @dataclass
@@ -261,7 +261,7 @@ def unpack(
         raise DataError(f"the archive is damaged, or neither zip nor tar ({why}): get it again") from e
 
 # %% ../nbs/01_datasets.ipynb #7a99da33
-def _ask(url, start):
+def _respond(url, start):
     "Response to a request for `url` from byte `start` on"
     from urllib.request import Request, urlopen
     head = {'User-Agent':'fastaudio_lite'} | ({'Range':f'bytes={start}-'} if start else {})
@@ -271,11 +271,11 @@ def _request(url, part):
     "The response from where `part` ends, and that place; (None, size) where nothing is left to send"
     from urllib.error import HTTPError
     start = part.stat().st_size if part.exists() else 0
-    try: r = _ask(url, start)
+    try: r = _respond(url, start)
     except HTTPError as e:
         if e.code!=416: raise
         if e.headers.get('Content-Range')==f'bytes */{start}': return None,start
-        r = _ask(url, 0)
+        r = _respond(url, 0)
     return r,start if r.status==206 else 0
 
 # %% ../nbs/01_datasets.ipynb #bc4676b9
@@ -308,7 +308,7 @@ def _length(r):
     n = r.headers.get('Content-Length') or ''
     return int(n) if n.isdecimal() else 0
 
-def _save(r, f, n, total, limit):
+def _save_part(r, f, n, total, limit):
     "Write response `r` to `f`, which holds `n` bytes, but not much more than `limit`; how many it would have or has now"
     if total>limit: return total
     for chunk in _chunks(r, n, total):
@@ -323,7 +323,7 @@ def _download(ds, part, missing):
         r,start = _request(ds.url, part)
         if r is None: return
         total = start + _length(r)
-        with r, open(part, 'ab' if start else 'wb') as f: got = _save(r, f, start, max(total, ds.size), limit)
+        with r, open(part, 'ab' if start else 'wb') as f: got = _save_part(r, f, start, max(total, ds.size), limit)
     if got>limit:
         part.unlink()
         raise DataError(f"got {mb(got)} or more from {ds.url}, expected about {mb(ds.size)}: nothing of it was kept, try again later")
@@ -349,7 +349,7 @@ def _is(f, part):
     with suppress(FileNotFoundError): return os.path.samestat(os.fstat(f.fileno()), part.stat())
     return False
 
-def _lock(f, name):
+def _file_lock(f, name):
     "Lock the open file `f`, waiting where `name` is given; did it work? None where there are no locks"
     try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
     except BlockingIOError:
@@ -361,10 +361,10 @@ def _lock(f, name):
 
 # %% ../nbs/01_datasets.ipynb #1a8684e1
 def _locked(fn, name):
-    "`fn`, open and locked, or None; and what `_lock` said"
+    "`fn`, open and locked, or None; and what `_file_lock` said"
     while fcntl:
         f = open(fn, 'ab')
-        got = _lock(f, name)
+        got = _file_lock(f, name)
         if got and _is(f, fn): return f,got
         f.close()
         if not got: return None,got
@@ -384,7 +384,7 @@ def alone(
             f.close()
 
 # %% ../nbs/01_datasets.ipynb #9c9059ae
-def _part(ds, root): return root/f'{ds.name}-{zlib.crc32(ds.url.encode()):08x}.part'
+def _part_file(ds, root): return root/f'{ds.name}-{zlib.crc32(ds.url.encode()):08x}.part'
 def _hidden(ds): return f'.{ds.name}-unpacking-'
 def _copies(ds, root): return [*root.glob(f'{_hidden(ds)}*')]
 
@@ -394,12 +394,12 @@ def _is_there(ds, root): return any((root/ds.folder).glob(ds.files))
 def _clear(ds, root):
     "Remove what a killed process left: copies half unpacked, and the archive of a set that is there"
     for o in _copies(ds, root): shutil.rmtree(o, ignore_errors=True)
-    if _is_there(ds, root): _part(ds, root).unlink(missing_ok=True)
+    if _is_there(ds, root): _part_file(ds, root).unlink(missing_ok=True)
 
 def _sweep(root):
     "`_clear` for every set that nobody is at"
     for ds in registry.values():
-        part = _part(ds, root)
+        part = _part_file(ds, root)
         if not _copies(ds, root) and not (part.exists() and _is_there(ds, root)): continue
         with suppress(OSError), alone(part) as sure:
             if sure: _clear(ds, root)
@@ -435,7 +435,7 @@ def _get(ds, root, part):
     _install(ds, part, target)
 
 def _fetch(ds, root):
-    part = _part(ds, root)
+    part = _part_file(ds, root)
     with _disk(root):
         root.mkdir(parents=True, exist_ok=True)
         with alone(part, ds.name) as sure:

@@ -20,7 +20,7 @@ from .kinds import PretrainedError, check_keys, kinds, name_in, named
 
 # %% ../nbs/06_export.ipynb #556f49d0
 _format,_version = 'fastaudio_lite',2
-_files = _weights,_config,_card = 'model.safetensors','config.json','README.md'
+_files = _weights,_config_file,_card = 'model.safetensors','config.json','README.md'
 _old_kinds = dict(recogniser='recognizer') # As format 1 spelled it
 
 def _class(kind): return named(kinds[kind])
@@ -108,7 +108,7 @@ def _header(fn):
 def _type_ok(v, name): return name in _float_types if v.is_floating_point() else name==_types.get(v.dtype)
 
 # %% ../nbs/06_export.ipynb #328efd04
-def _compare(obj, shapes, vocab=None):
+def _compare_weights(obj, shapes, vocab=None):
     "`PretrainedError` unless `shapes`, as `_header` gives them, are those of `obj`"
     want = obj.state_dict()
     for word,ks in ('lacks', want.keys()-shapes.keys()),('has more than expected:', shapes.keys()-want.keys()):
@@ -131,17 +131,17 @@ def _check_room(obj, n):
         raise PretrainedError(f"got a config that needs {size/1e9:.1f} GB for weights of {n/1e6:.1f} MB: it does not belong to them")
 
 # %% ../nbs/06_export.ipynb #3d4b5665
-def _cell(v):
+def _card_cell(v):
     "`v` as text for a table"
     s = v if isinstance(v, str) else format(v, '.4g') if isinstance(v, float) else json.dumps(v, ensure_ascii=False)
     return ' '.join(s.replace('|', '\\|').split())
 
-def _rows(d): return '\n'.join(['| | |', '|---|---|', *(f"| {_cell(k).replace('_', ' ')} | {_cell(v)} |" for k,v in d.items())])
+def _rows(d): return '\n'.join(['| | |', '|---|---|', *(f"| {_card_cell(k).replace('_', ' ')} | {_card_cell(v)} |" for k,v in d.items())])
 
 # %% ../nbs/06_export.ipynb #48eb0599
 def _write_card(d, card, name):
     "The text of the card of a model with the `config.json` `d` that says `card` of itself"
-    hears = '\n'.join(map(_cell, card['hears']))
+    hears = '\n'.join(map(_card_cell, card['hears']))
     w,v,figures = d['weights'],d['versions'],d['figures']
     facts = dict(architecture=d['config'].get('arch', d['kind']), parameters=f"{w['n_params']:,}",
         weights=f"{w['bytes']/1e6:.2f} MB, {w['dtype']}", made_with=f"fastaudio_lite {v['fastaudio_lite']}, torch {v['torch']}")
@@ -179,7 +179,7 @@ print({card["use"]})
 # %% ../nbs/06_export.ipynb #aa004933
 def _ours(path):
     "Does the folder `path` hold a model of ours?"
-    try: return json.loads((path/_config).read_text(encoding='utf-8')).get('format')==_format
+    try: return json.loads((path/_config_file).read_text(encoding='utf-8')).get('format')==_format
     except (OSError,ValueError,AttributeError,RecursionError): return False
 
 def check_target(
@@ -195,7 +195,7 @@ def check_target(
             "folder or one that holds a saved model only: choose another name")
 
 # %% ../nbs/06_export.ipynb #3c2463c7
-def _swap(new, path, old):
+def _swap_in(new, path, old):
     "Give the folder `new` the name `path`; what has that name becomes `old`, and goes where another process gives it that name too"
     while new.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -219,7 +219,7 @@ def _in_place_of(path):
             try:
                 new.mkdir()
                 yield new
-                _swap(new, path, old)
+                _swap_in(new, path, old)
             finally: _end(new, path, old)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
@@ -254,7 +254,7 @@ def _about(obj, kind, c, figures, tensors, raw):
 # %% ../nbs/06_export.ipynb #91529587
 def _check_saved(obj, kind, c, tensors):
     "`PretrainedError` unless the config `c` alone rebuilds `obj`"
-    try: _compare(_skeleton(kind, c), {k:(tuple(v.shape), _types.get(v.dtype, 'F32')) for k,v in tensors.items()}, c.get('vocab'))
+    try: _compare_weights(_skeleton(kind, c), {k:(tuple(v.shape), _types.get(v.dtype, 'F32')) for k,v in tensors.items()}, c.get('vocab'))
     except PretrainedError as e:
         raise PretrainedError(f"got a {type(obj).__name__} that its config does not describe, expected one that can be "
             f"built from it again: {e}") from e
@@ -265,7 +265,7 @@ def _write(path, raw, d, card):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _in_place_of(path) as new:
             (new/_weights).write_bytes(raw)
-            (new/_config).write_text(_dumps(d, 'a config', 1)+'\n', encoding='utf-8')
+            (new/_config_file).write_text(_dumps(d, 'a config', 1)+'\n', encoding='utf-8')
             (new/_card).write_text(_write_card(d, card, path.name), encoding='utf-8')
     except OSError as e:
         raise PretrainedError(f"cannot write {path} ({e.strerror}), nothing was changed: free some space, or choose a "
@@ -308,7 +308,7 @@ def _hub_problem(e, name, lacks, offline):
 
 def _hub_answers(hub, repo, rev):
     "Does the Hub answer? Asked once, since `huggingface_hub` would ask for half a minute; what it raises for `repo` goes on"
-    try: return bool(hub.get_hf_file_metadata(hub.hf_hub_url(repo, _config, revision=rev)))
+    try: return bool(hub.get_hf_file_metadata(hub.hf_hub_url(repo, _config_file, revision=rev)))
     except Exception as e: # Of the package below, which changes with the version
         if {o.__name__ for o in type(e).__mro__}.isdisjoint(('TransportError','ConnectionError','Timeout')): raise
         return False
@@ -316,7 +316,7 @@ def _hub_answers(hub, repo, rev):
 def _from_hub(name, kind=None):
     "The folder of the Hub's cache with the model `name`, fetched now if need be"
     hub, = _packages('huggingface_hub', f'{name}, which is no folder here')
-    (repo,rev),offline,file = _hub_name.fullmatch(name).groups(),settings().offline,_config
+    (repo,rev),offline,file = _hub_name.fullmatch(name).groups(),settings().offline,_config_file
     try:
         cached = offline or not _hub_answers(hub, repo, rev)
         def _get(o, rev): return Path(hub.hf_hub_download(repo, o, revision=rev, local_files_only=cached))
@@ -339,7 +339,7 @@ def _existing(folder, kind=None):
         aside = next((f'; {o} holds what was to be replaced there' for tmp in _beside(path.resolve()) if (o := tmp/'old').exists()), '')
         raise PretrainedError(f"got {path}, expected a folder that `save_pretrained` wrote, or owner/name of one on the "
             f"Hugging Face Hub: there is no such folder{aside}")
-    miss = next((o for o in (_config,_weights) if not (path/o).is_file()), None)
+    miss = next((o for o in (_config_file,_weights) if not (path/o).is_file()), None)
     if miss:
         raise PretrainedError(f"got the folder {path} without {miss}, expected one that `save_pretrained` wrote: copy "
             "all of its files")
@@ -382,7 +382,7 @@ def _check_sums(d, meta, path):
     "`PretrainedError` unless config and weights are as they were saved"
     w = d['weights'] if isinstance(d['weights'], dict) else {}
     if meta.get('config_sha256')!=_sum(d['kind'], d['config']):
-        raise PretrainedError(f"got {path/_config} with a config that was changed after saving, or is of another "
+        raise PretrainedError(f"got {path/_config_file} with a config that was changed after saving, or is of another "
             "model: load the original, change the object and save that")
     if sha256(path/_weights)!=w.get('sha256'):
         raise PretrainedError(f"got {path/_weights} with contents that were changed after saving: copy or download it again")
@@ -394,7 +394,7 @@ def _upgraded(d, cls):
     def _today(k): return next((new+k.removeprefix(old) for old,new in cls.old_names.items() if k.startswith(old)), k)
     return cls.upgrade(d['config']),_today
 
-def _finite(k, v):
+def _finite_weight(k, v):
     "The weight `v` of the name `k`; `PretrainedError` where it holds no numbers"
     if not v.is_floating_point() or v.isfinite().all(): return v
     raise PretrainedError(f"got NaN or infinite numbers in {k}, expected finite weights: the file was made by somebody else, or the training diverged")
@@ -404,19 +404,19 @@ def _state(path):
     "What tells the folder `path` from one that takes its place"
     with suppress(FileNotFoundError): return (s := path.stat()).st_ino,s.st_mtime_ns
 
-def _load(path, kind):
+def _load_folder(path, kind):
     "The object in the folder `path`"
-    d = _read_config(path/_config)
-    _check_about(d, kind, path/_config)
+    d = _read_config(path/_config_file)
+    _check_about(d, kind, path/_config_file)
     kind,fn = _kind_in(d),path/_weights
     c,today = _upgraded(d, _class(kind))
     shapes,meta = _header(fn)
     bare = _skeleton(kind, c)
-    _compare(bare, {today(k):v for k,v in shapes.items()}, c.get('vocab'))
+    _compare_weights(bare, {today(k):v for k,v in shapes.items()}, c.get('vocab'))
     _check_room(bare, fn.stat().st_size)
     _check_sums(d, meta, path)
     with torch.random.fork_rng(devices=[]): obj = _class(kind).from_config(c)
-    obj.load_state_dict({today(k):_finite(k, v) for k,v in safetensors.torch.load_file(str(fn)).items()})
+    obj.load_state_dict({today(k):_finite_weight(k, v) for k,v in safetensors.torch.load_file(str(fn)).items()})
     return obj.eval()
 
 def from_pretrained(
@@ -426,7 +426,7 @@ def from_pretrained(
     "Load a saved model, running no code of its folder's; `PretrainedError` where it is incomplete, changed, or not ours"
     path = _existing(folder, kind)
     was = _state(path)
-    try: obj = _load(path, kind)
+    try: obj = _load_folder(path, kind)
     except (OSError,ValueError,RuntimeError,SafetensorError):
         if _state(path)==was: raise
         return from_pretrained(folder, kind) # It was replaced meanwhile
