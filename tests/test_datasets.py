@@ -133,14 +133,14 @@ def test_part_longer_than_the_file_starts_again(root, server):
     assert left(root)==['toy']
 
 def test_ctrl_c_in_the_stream_leaves_the_part(root, server, monkeypatch):
-    real = datasets._pieces
+    real = datasets._chunks
     def interrupted(*args):
         yield next(real(*args))
         raise KeyboardInterrupt
-    monkeypatch.setattr(datasets, '_pieces', interrupted)
+    monkeypatch.setattr(datasets, '_chunks', interrupted)
     with pytest.raises(KeyboardInterrupt): get_data('toy')
     assert left(root)==parts(root) and (root/left(root)[0]).stat().st_size==2**16
-    monkeypatch.setattr(datasets, '_pieces', real)
+    monkeypatch.setattr(datasets, '_chunks', real)
     get_data('toy')
     assert server.asked==[0,2**16] and left(root)==['toy']
 
@@ -285,7 +285,7 @@ def test_folder_without_sounds_is_not_overwritten(root, server):
     assert (root/'toy'/'notes.txt').read_text()=='mine' and not server.asked
 
 @pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-@pytest.mark.parametrize('where', ['_copy', '_pieces'])
+@pytest.mark.parametrize('where', ['_copy', '_chunks'])
 def test_disk_full(root, monkeypatch, where, code):
     def full(*args): raise OSError(code, os.strerror(code))
     with monkeypatch.context() as m:
@@ -329,12 +329,12 @@ def test_server_that_announces_too_much(root, server):
 
 # Others at the same time, and what the killed leave
 def test_two_at_once(root, server, monkeypatch, capsys):
-    real = datasets._pieces
+    real = datasets._chunks
     def slow(*args):
         for o in real(*args):
             time.sleep(.05)
             yield o
-    monkeypatch.setattr(datasets, '_pieces', slow)
+    monkeypatch.setattr(datasets, '_chunks', slow)
     with ThreadPoolExecutor(3) as ex: got = [*ex.map(get_data, ['toy']*3)]
     assert got==[root/'toy']*3 and left(root)==['toy'] and server.asked==[0]
     assert 'waiting' in capsys.readouterr().out

@@ -624,7 +624,7 @@ def test_two_writers(clf, copy, monkeypatch):
     save_pretrained(clf, copy)
     assert from_pretrained(copy).vocab==clf.vocab and os.listdir(copy.parent)==['copy']
 
-@pytest.mark.parametrize('where', ['_header','_check_sums','_finite'])
+@pytest.mark.parametrize('where', ['_header','_check_sums','_finite_weight'])
 def test_reader_beside_writer(clf, copy, monkeypatch, where):
     "A model that is replaced while it is read is read again, and never half the one and half the other"
     real,other = getattr(export, where),make(seed=1)
