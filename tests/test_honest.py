@@ -6,9 +6,8 @@ from pathlib import Path
 from shutil import copy
 from zlib import crc32
 
-import fastai.callback.all # gives `Learner` its `fit_one_cycle`
 import numpy as np, pytest, soundfile as sf, torch
-from fastai.learner import Learner
+from fastai.callback.schedule import Learner
 
 from fastaudio_lite import benchmark, text
 from fastaudio_lite.asr import hmm, transcribe
@@ -58,12 +57,14 @@ def _no(o): return False
 def _digits_of(held): return lambda o: o.stem[0].isdigit() and held(o)
 
 class World:
-    "Data sets in a folder, and what was trained on them since"
+    "Data sets in a folder; what was trained on them since, and how recognizers were told to read"
     def __init__(self, path, wrong=_no, again=_no):
-        self.path,self.made = path,[]
+        self.path,self.made,self.used = path,[],[]
         _digits(path/'fsdd'/'recordings', wrong, again)
         _an4(path/'an4', wrong, again)
-        for i,d in enumerate([0,1,2,3]*6): _tone(o := path/'others'/'digits'/'recordings'/f'{d}_stu_{i}.wav', _pitch(d, 8000), 8000, .15, again(o))
+        for i in range(24):
+            fn = path/'others'/'digits'/'recordings'/f'{i%4}_stu_{i}.wav'
+            _tone(fn, _pitch(i%4, 8000), 8000, .15, again(fn))
 
     @property
     def files(self): return sorted((self.path/'fsdd'/'recordings').glob('*.wav'))
@@ -128,6 +129,8 @@ def worlds(tmp_path, monkeypatch):
     patch(Transcriber, 'transcribe', lambda self, sound, **kwargs: Transcript(book.read(sound), [], 1., 1.))
     patch(HMMDigits, 'predict', lambda self, sounds: list(map(_digit_word, sounds)))
     patch(HMMDigits, 'transcribe', lambda self, sounds: list(map(book.read, sounds)))
+    use = Transcriber.use
+    patch(Transcriber, 'use', lambda self, lm=None, **kwargs: now[-1].used.append(kwargs) or use(self, lm, **kwargs))
     patch(hmm, 'HMMDigits', partial(HMMDigits, n_states=3, n_mix=1, warps=(1.,)))
     patch(hmm, 'string_recognizer', partial(hmm.string_recognizer, n_train=8))
     patch(hmm, 'digits_wer', partial(hmm.digits_wer, n=6))
@@ -154,16 +157,23 @@ def worlds(tmp_path, monkeypatch):
     return _known
 
 # The list
-_test,_bob,_fsdd = map(_digits_of, (is_digit_test, lambda o: digit_speaker(o)=='bob', lambda o: digit_speaker(o)!='stu'))
+_test,_bob = map(_digits_of, (is_digit_test, lambda o: digit_speaker(o)=='bob'))
+_fsdd = _digits_of(lambda o: digit_speaker(o)!='stu')
 def _an4_test(o): return '-t' in o.stem
 def _in_training(o): return o.stem in ('0_cyd_6','0_stu_0','an014-p7-b') # of every case
 
 def _strings(res): return 1-(res['gaps']+res['overlaps'])/2
-def _saved(name, *keys): return [json.loads(Path('models', name, 'config.json').read_text())['figures'][k] for k in keys]
+def _saved(name, *keys):
+    figures = json.loads(Path('models', name, 'config.json').read_text())['figures']
+    return [figures[k] for k in keys]
 
 def _esc10(w):
     sounds = [AudioTensor(load_audio(o, 8000).repeat(1, 34)[:,:40000], sr=8000) for o in w.files[1::2]]
-    return esc10_run(sounds, [o.name[0] for o in w.files[1::2]], [1+_test(o) for o in w.files[1::2]], 2, 0, 1, bar=False)['accuracy']
+    labels,folds = zip(*((o.name[0], 1+_test(o)) for o in w.files[1::2]))
+    return esc10_run(sounds, labels, folds, 2, 0, 1, bar=False)['accuracy']
+
+def _strangers(w): return bench_strangers(1, w.files)['ways']['all of `aug_tfms`']['speakers']['bob']
+def _an4_three(w): return [1-f(seeds=(0,))['value'] for f in (bench_an4_ctc, bench_an4_ctc_lm, bench_an4_ctc_phone)]
 
 def _fly(w): return [o['mean'] for o in bench_on_the_fly((0,), 1, 1, w.files)['accuracies'].values()]
 
@@ -185,24 +195,20 @@ def _train_asr(w):
 
 # What is held out; a run to a figure that is 1 if all is right; which of the trainings must not hear it
 Case = namedtuple('Case', 'held run made', defaults=(slice(None),))
-cases = {
-    'fsdd-official': Case(_test, lambda w: bench_fsdd_official((0,), 1)['value']),
+cases = {'fsdd-official': Case(_test, lambda w: bench_fsdd_official((0,), 1)['value']),
     'fsdd-loso': Case(_bob, lambda w: loso_run('bob', 0, 1)),
     'fsdd-zero': Case(_fsdd, lambda w: bench_fsdd_zero(1, 1)['value']),
     'fsdd-loso-extra': Case(_bob, lambda w: extra_run('bob', 0, 1)['accuracy']),
     'fsdd-loso-extra, before': Case(_fsdd, lambda w: extra_run('bob', 0, 1)['accuracy'], slice(2)),
-    'strangers': Case(_bob, lambda w: bench_strangers(1, w.files)['ways']['all of `aug_tfms`']['speakers']['bob'], slice(1)),
-    'esc10': Case(_test, _esc10),
-    'an4-ctc an4-ctc-lm an4-ctc-phone': Case(_an4_test, lambda w: [1-f(seeds=(0,))['value'] for f in (bench_an4_ctc, bench_an4_ctc_lm, bench_an4_ctc_phone)]),
+    'strangers': Case(_bob, _strangers, slice(1)), 'esc10': Case(_test, _esc10),
+    'an4-ctc an4-ctc-lm an4-ctc-phone': Case(_an4_test, _an4_three),
     'an4-to-fsdd': Case(_test, lambda w: 1-bench_an4_to_fsdd((0,))['value']),
     'an4-to-fsdd, all': Case(_fsdd, lambda w: 1-bench_an4_to_fsdd((0,))['value']),
     'digits-ctc': Case(_test, lambda w: _strings(bench_digits_ctc((0,))['runs'][0]), slice(2)),
     'hmm-digits': Case(_test, lambda w: hmm.digits_accuracy(w.files, _test)['accuracy']),
     'digits-hmm': Case(_test, lambda w: [1-o for o in hmm.digits_wer(w.files, _test)['wer'].values()]),
-    'on-the-fly': Case(_digits_of(lambda o: digit_speaker(o)!='cyd'), _fly),
-    'train': Case(_test, _train),
-    'demo': Case(_test, _demo),
-    'train-asr': Case(_an4_test, _train_asr)}
+    'on-the-fly': Case(_digits_of(lambda o: digit_speaker(o)!='cyd'), _fly), 'train': Case(_test, _train),
+    'demo': Case(_test, _demo), 'train-asr': Case(_an4_test, _train_asr)}
 
 @pytest.mark.parametrize('name', cases)
 def test_held_out(name, worlds):
@@ -211,12 +217,12 @@ def test_held_out(name, worlds):
     make = worlds(case.held)
     def _run(*args):
         w = make(*args)
-        return case.run(w),list(map(_bits, w.made[case.made]))
-    (right,a),(wrong,b) = _run(),_run(case.held)
-    assert len(a)>0 and a==b
+        return case.run(w),list(map(_bits, w.made[case.made])),w.used
+    (right,a,used),(wrong,b,used_b) = _run(),_run(case.held)
+    assert len(a)>0 and a==b and used==used_b
     assert np.min(right)>.99 and np.max(wrong)<.5
     if ',' in name: return # A second look at the same training
-    same,c = _run(_no, _in_training)
+    same,c,_ = _run(_no, _in_training)
     assert same==right and all(x!=y for x,y in zip(a, c, strict=True))
 
 def test_speakers_by_name(monkeypatch, tmp_path):
