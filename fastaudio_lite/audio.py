@@ -330,7 +330,8 @@ def resample(
     x = wav.detach().cpu().float().reshape(-1, wav.shape[-1]).numpy()
     y = soxr.resample(np.ascontiguousarray(x.T), wav.sr, sr).T
     if not y.shape[-1]: y = x[:,:1]
-    y = _finite_samples(torch.from_numpy(np.ascontiguousarray(y)), wav).reshape(*wav.shape[:-1], -1).to(wav.device, wav.dtype)
+    y = _finite_samples(torch.from_numpy(np.ascontiguousarray(y)), wav)     # (N,T')
+    y = y.reshape(*wav.shape[:-1], -1).to(wav.device, wav.dtype)
     return AudioTensor(y, **{**wav.__dict__, 'sr':sr, 'lens':_scale_lens(wav.lens, sr/wav.sr, y.shape[-1])})
 
 def _scale_lens(lens, k, n):
@@ -663,6 +664,10 @@ def _check_sphere(file, name):
     return file
 
 # %% ../nbs/00_audio.ipynb #9b6f0b7e
+def _as_bytes(o):
+    "A file's name as the disk has it, which need not be text"
+    return os.fsencode(o) if isinstance(o, str) and os.name=='posix' else o
+
 @contextmanager
 def _open(src):
     "The open sound file `src` and its name; what libsndfile cannot read is an `AudioError`"
@@ -670,7 +675,7 @@ def _open(src):
     try:
         with ExitStack() as stack:
             file = stack.enter_context(open(src, 'rb', buffering=0) if isinstance(src, str) else nullcontext(src))
-            fs = [stack.enter_context(_Straight(o)) for o in _header_sections(file, src, name)]
+            fs = [stack.enter_context(_Straight(_as_bytes(o))) for o in _header_sections(file, src, name)]
             f = fs[0] if len(fs)==1 else _Chain(fs, name)
             _check_sr(f.samplerate)
             if f.format=='VOC' and 'truncated' in f.extra_info: raise AudioError(

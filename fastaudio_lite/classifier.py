@@ -170,7 +170,8 @@ class Classifier(Saved):
             "that has a name: a folder holds numbers, not code; give `audio_learner` arch=AudioCNN, a torchvision function or the name of a timm model")
         net = {k:v for k,v in own_settings(self.model).items() if k not in ('n_out','n_in')}
         more = {k:v for k,v in dict(trim=self.trim, net=net).items() if v}
-        return dict(arch=self.arch, n_in=self.n_in, vocab=list(self.vocab), dur=self.dur, multi=self.multi, front_end=self.front_end.config()) | more
+        res = {k:getattr(self, k) for k in ('arch','n_in','dur','multi')}
+        return res | dict(vocab=list(self.vocab), front_end=self.front_end.config()) | more
 
     @classmethod
     def from_config(cls, cfg):
@@ -237,7 +238,8 @@ def onnx_facts(self:Classifier):
     if not takes_lens(self.model) and not self.front_end.center:
         raise PretrainedError(f"got a front end with center=False before a {type(self.model).__name__}, expected center=True, or "
             "AudioCNN or Committee as the network: others hear the padding that center=False needs")
-    res = dict(channels=self.channels, vocab=list(self.vocab), multi=self.multi) | (dict(trim=self.trim) if self.trim else {})
+    res = dict(channels=self.channels, vocab=list(self.vocab), multi=self.multi)
+    if self.trim: res['trim'] = self.trim
     return res | {k:dur2n(v, self.sr) for k,v in dict(win=self.dur, hop=self.hop).items()}
 
 # %% ../nbs/05_classifier.ipynb #a876abbd
@@ -255,7 +257,8 @@ def _whole(self:Classifier, sound):
 @patch
 def _cuts(self:Classifier, sound):
     "Windows of a long sound, read in blocks where it is a file"
-    return (self._fitting(o.trimmed()) for o in audio_windows(sound, self.dur, self.hop, self.sr, mono=self.channels==1))
+    wins = audio_windows(sound, self.dur, self.hop, self.sr, mono=self.channels==1)
+    return (self._fitting(o.trimmed()) for o in wins)
 
 @patch
 def windows(self:Classifier,
@@ -269,8 +272,8 @@ def windows(self:Classifier,
     wav = self._whole(sound) if dur<=self.dur or self.trim and dur<=60 else None
     short = wav is not None and (_trimmed(wav).dur<=self.dur or dur<=self.dur)
     if short: yield 0.,wav.dur,_trimmed(wav)
-    else:
-        for i,w in enumerate(self._cuts(sound)): yield (at := i*max(dur2n(self.hop, self.sr), 1)/self.sr),at+w.dur,_trimmed(w)
+    step = max(dur2n(self.hop, self.sr), 1)/self.sr
+    for i,w in enumerate(() if short else self._cuts(sound)): yield i*step,i*step+w.dur,_trimmed(w)
 
 @patch
 @torch.inference_mode()
@@ -299,7 +302,8 @@ def _prediction(self:Classifier, probs, spans):
     sounding = [i for i,o in enumerate(spans) if o.text]
     mean = probs[sounding or slice(None)].mean(0)                       # (n_out,)
     i = int(mean.argmax())
-    return Prediction(self.vocab[i], float(mean[i]), dict(zip(self.vocab, mean.tolist())), spans if len(spans)>1 else [], not sounding)
+    windows = spans if len(spans)>1 else []
+    return Prediction(self.vocab[i], float(mean[i]), dict(zip(self.vocab, mean.tolist())), windows, not sounding)
 
 # %% ../nbs/05_classifier.ipynb #ef7840c6
 def audio_learner(

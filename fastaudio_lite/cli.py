@@ -37,7 +37,7 @@ def _cell(s):
 # %% ../nbs/34_cli.ipynb #d020b57d
 def _err(msg):
     "One line on the standard error"
-    print(f'fastaudio-lite: {msg}', file=sys.stderr, flush=True)
+    print(f'fastaudio-lite: {_cell(msg)}', file=sys.stderr, flush=True)
 
 @contextmanager
 def _warn_lines():
@@ -615,24 +615,6 @@ def _try(f, fn):
         msg = _line(e) if str(fn) in _line(e) else f'{fn}: {_line(e)}'
         _err(msg)
         return dict(file=str(fn), error=msg)
-
-# %% ../nbs/34_cli.ipynb #70af6b7e
-def _ask(f, fn):
-    "What `f` says of the file `fn`, a dict ready for json; warnings on the way are part of it"
-    with warnings.catch_warnings(record=True) as ws:
-        warnings.simplefilter('always')
-        res = f(fn)
-    ours = [o for o in ws if not issubclass(o.category, (DeprecationWarning,FutureWarning))]
-    msgs = list(dict.fromkeys(_line(o.message) for o in ours))
-    for o in msgs: _err(f'warning: {fn}: {o}')
-    return dict(file=str(fn), warnings=msgs, **res)
-
-def _try(f, fn):
-    "What `f` says of `fn`, or why it cannot"
-    try: return _ask(f, fn)
-    except (ValueError, OSError) as e:
-        _err(_line(e))
-        return dict(file=str(fn), error=_line(e))
 
 # %% ../nbs/34_cli.ipynb #aa43ba73
 def _tabs(res, top, windows):

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL, TfmdLists
 from fastai.data.load import fa_collate
-from fastai.data.transforms import Categorize, ColReader, EncodedMultiCategorize, ItemGetter, RandomSplitter, RegexLabeller
+from fastai.data.transforms import Categorize, ColReader, EncodedMultiCategorize, ItemGetter
+from fastai.data.transforms import RandomSplitter, RegexLabeller
 from fastai.interpret import Interpretation
 from fastai.torch_core import subplots
 from IPython.display import display
@@ -389,11 +390,13 @@ def read_table(
     try: rows = list(_table_rows(text, delimiter))
     except csv.Error as e: raise ValueError(f"got {fn}, which cannot be read ({e}), expected {what}: is a quote not closed?") from e
     if not rows: raise ValueError(f"got {fn}, which cannot be read (it is empty), expected {what}")
-    names,rows = (rows[header:][:1],rows[header+1:]) if header is not None else ([(0,list(range(max(len(c) for _,c in rows))))],rows)
+    numbers = [(0,list(range(max(len(c) for _,c in rows))))]
+    names,rows = (numbers,rows) if header is None else (rows[header:][:1],rows[header+1:])
     if not rows: raise ValueError(f"got {fn} without a row, expected a row for each recording")
     names = names[0][1]
     _check_names(fn, names, cols)
-    return pd.DataFrame(_even(fn, rows, len(names), delimiter), columns=names, index=pd.Index([o for o,_ in rows], name='line'), dtype=str)
+    lines = pd.Index([o for o,_ in rows], name='line')
+    return pd.DataFrame(_even(fn, rows, len(names), delimiter), columns=names, index=lines, dtype=str)
 
 # %% ../nbs/04_data.ipynb #dccb0de7
 def _nfc(o): return unicodedata.normalize('NFC', str(o).strip())
@@ -401,7 +404,8 @@ def _nfc(o): return unicodedata.normalize('NFC', str(o).strip())
 def _clean(y):
     "The label `y`, or several: text composed, without spaces around it and without empty ones"
     if isinstance(y, str): return _nfc(y)
-    return [o for o in map(_clean, y) if not isinstance(o, str) or o] if isinstance(y, (list,tuple,set,L,np.ndarray)) else y
+    if not isinstance(y, (list,tuple,set,L,np.ndarray)): return y
+    return [o for o in map(_clean, y) if not isinstance(o, str) or o]
 
 def find_file(
     folder:str|Path, # Where `name` starts from, unless it starts at the root
@@ -475,7 +479,9 @@ def _no_gaps(df, cols, fn=None):
             "expected a value for every clip: fill them, or drop the rows")
     return df
 
-def _is_gap(o): return o is None or (not o.strip() if isinstance(o, str) else pd.api.types.is_scalar(o) and bool(pd.isna(o)))
+def _is_gap(o):
+    if isinstance(o, str): return not o.strip()
+    return o is None or pd.api.types.is_scalar(o) and bool(pd.isna(o))
 
 # %% ../nbs/04_data.ipynb #5d26ab8d
 def _folder_labels(path):
@@ -705,7 +711,8 @@ class AudioDataLoaders(DataLoaders):
         get_tops = partial(_tops if valid_pct else _named, *[] if valid_pct else [(train,valid)])
         splitter = RandomSplitter(valid_pct, seed) if valid_pct else partial(_by_folder, path, train, valid)
         tops = [Path(path)/train,Path(path)/valid,Path(path)]
-        return cls.from_source(path, CategoryBlock(vocab=vocab and _clean(list(vocab))), splitter, get_items=partial(_found, get_tops),
+        y_block = CategoryBlock(vocab=vocab and _clean(list(vocab)))
+        return cls.from_source(path, y_block, splitter, get_items=partial(_found, get_tops),
             get_y=partial(_class_of, tops), path=path, **kwargs)
 
     @classmethod
@@ -775,7 +782,9 @@ class _FileIn(Transform):
 class _RowLabels(Transform):
     "The labels in `cols` of a row: in one cell, in several, or the names of those with a 1"
     def __init__(self, cols, delim, hot): self.cols,self.delim,self.hot = cols,delim,hot
-    def _cell(self, y): return y.split(self.delim) if self.delim and isinstance(y, str) else [] if self.delim and _is_gap(y) else y
+    def _cell(self, y):
+        if self.delim and isinstance(y, str): return y.split(self.delim)
+        return [] if self.delim and _is_gap(y) else y
     def __call__(self, row, **kwargs):
         if self.hot: return [o for o in self.cols if read_split([row[o]])==['valid']]
         ys = [self._cell(row[o]) for o in self.cols]
@@ -822,7 +831,8 @@ def from_df(cls:AudioDataLoaders,
     if len(df): _no_gaps(df, [fn_col] if label_delim else [fn_col,*cols])
     hot = y_block is None and not label_delim and _is_hot(df, cols)
     y_block = y_block or _y_block(df, cols, label_delim, hot)
-    if not splitter: splitter = RandomSplitter(valid_pct, seed) if valid_col is None else partial(_split_by, _column(df, valid_col))
+    if not splitter and valid_col is not None: splitter = partial(_split_by, _column(df, valid_col))
+    splitter = splitter or RandomSplitter(valid_pct, seed)
     get_y = _RowLabels(cols, label_delim, hot) if _is_classes(y_block) else ColReader(cols, label_delim=label_delim)
     get_x = _FileIn(os.path.join(path, folder or ''), fn_col, suff)
     return cls.from_source(df, y_block, splitter, get_x=get_x, get_y=get_y, path=path, **kwargs)
@@ -832,7 +842,8 @@ def _wants_numbers(y_block):
     "Is the target no text: a number, 0 and 1, or a class with a number for its name?"
     if y_block is None: return False
     cats = [t for t in (y_block() if callable(y_block) else y_block).type_tfms if isinstance(t, Categorize)]
-    return not cats or isinstance(cats[0], EncodedMultiCategorize) or any(not isinstance(o, str) for o in cats[0].vocab or [])
+    if not cats or isinstance(cats[0], EncodedMultiCategorize): return True
+    return any(not isinstance(o, str) for o in cats[0].vocab or [])
 
 @patch(cls_method=True)
 @delegates(AudioDataLoaders.from_df)

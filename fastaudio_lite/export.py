@@ -254,7 +254,8 @@ def _about(obj, kind, c, figures, tensors, raw):
 # %% ../nbs/06_export.ipynb #91529587
 def _check_saved(obj, kind, c, tensors):
     "`PretrainedError` unless the config `c` alone rebuilds `obj`"
-    try: _compare_weights(_skeleton(kind, c), {k:(tuple(v.shape), _types.get(v.dtype, 'F32')) for k,v in tensors.items()}, c.get('vocab'))
+    shapes = {k:(tuple(v.shape), _types.get(v.dtype, 'F32')) for k,v in tensors.items()}
+    try: _compare_weights(_skeleton(kind, c), shapes, c.get('vocab'))
     except PretrainedError as e:
         raise PretrainedError(f"got a {type(obj).__name__} that its config does not describe, expected one that can be "
             f"built from it again: {e}") from e
@@ -527,7 +528,8 @@ def export_onnx(
     if fn.suffix!='.onnx' or fn.is_dir(): raise PretrainedError(f"got the name {fn.name}, expected a file that ends in .onnx: {fn.stem}.onnx")
     onnx = _packages('onnx onnxruntime onnxscript', 'ONNX')[0]
     obj = from_pretrained(obj) if isinstance(obj, (str,Path)) else _saveable(obj)
-    facts = dict(format=_format, format_version=_version, kind=_kind_of(obj), sr=obj.sr, fastaudio_lite=fastaudio_lite.__version__) | obj.onnx_facts()
+    facts = dict(format=_format, format_version=_version, fastaudio_lite=fastaudio_lite.__version__)
+    facts |= dict(kind=_kind_of(obj), sr=obj.sr) | obj.onnx_facts()
     proto = _trace(_Graph(obj), obj.sr, facts['channels'])
     for o in proto.graph.node: o.ClearField('metadata_props'), o.ClearField('doc_string')
     proto.graph.ClearField('value_info')

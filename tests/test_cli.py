@@ -155,7 +155,7 @@ def test_doctor(cli):
     for o in ('torch', 'soundfile', 'settings.ini', 'FASTAUDIO_LITE_OFFLINE', 'sr = 22050', 'Data sets at hand: starter', 'All that is needed works'): assert o in out
 
 def test_doctor_finds(monkeypatch, capsys):
-    monkeypatch.setitem(cli_mod._packages, 'needed', ['torch', 'no_such_package'])
+    monkeypatch.setitem(cli_mod._asked_packages, 'needed', ['torch', 'no_such_package'])
     assert main(['doctor'])==2
     out = capsys.readouterr().out
     assert 'MISSING no_such_package' in out and '1 thing to mend' in out

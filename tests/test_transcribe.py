@@ -82,6 +82,7 @@ def test_nothing_at_all(tr, tmp_path):
 def test_very_short(tr, n):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
+        if n==1: warnings.filterwarnings('ignore', 'got silence') # One sample is a constant
         res = tr.transcribe((sound(n).numpy(), sr))
     assert isinstance(res.text, str) and res.dur==pytest.approx(n/sr)
 
@@ -353,7 +354,7 @@ def test_hears_spanish(table, tmp_path):
 
 # Tables
 @pytest.mark.parametrize('text,msg', (('', 'columns'), ('name,text\na.wav,x\n', 'file'), ('file,words\na.wav,x\n', 'text'), ('file,text\n', 'without a row'),
-    ('file,text,split\na.wav,x,dev\n', "split 'dev'"), ('file,text\na.wav,x,y,z,w\nb,c\n', 'cannot be read|columns')))
+    ('file,text,split\na.wav,x,dev\n', "got 'dev' in the column 'split'"), ('file,text\na.wav,x,y,z,w\nb,c\n', 'cannot be read|columns')))
 def test_bad_csv(tmp_path, text, msg):
     (tmp_path/'t.csv').write_text(text)
     with pytest.raises(ValueError, match=msg) as e: read_speech(tmp_path/'t.csv')

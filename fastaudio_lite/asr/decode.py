@@ -538,7 +538,8 @@ def _first_beam(beam, V, n_pieces, start):
     tree,wts = np.array([[-1,0,-2,start,-1,-1,0]]),np.array([[0.,1.]])
     p = np.zeros((beam,2))
     p[0,0],m = 1.,beam*(n_pieces+1)
-    return Beam(tree, wts, np.zeros(beam, np.int64), p, np.zeros((beam,V), np.int64), np.empty((m,4), np.int64), np.empty((m,3)),
+    nodes,seen = np.zeros(beam, np.int64),np.zeros((beam,V), np.int64)
+    return Beam(tree, wts, nodes, p, seen, np.empty((m,4), np.int64), np.empty((m,3)),
         np.empty(beam, np.int64), np.array([1,1,0]), np.zeros(1))
 
 def _room(b, n):
@@ -721,9 +722,11 @@ def _tables(self:BeamDecoder):
     kind = 0 if not self.lm else 1 if self.lm.unit=='word' else 2
     piece = np.array([(letters[c], ids.get(c, unk)) for o in self.vocab for c in o], dtype=np.int64).reshape(-1, 2)
     first = np.cumsum([0, *map(len, self.vocab)])
-    own = dict(lex=self.lexicon is not None, lm_kind=kind, n_words=max(len(ids), 1), unk=unk, eos=lm['eos'], space=ids.get(' ', unk))
+    own = dict(lex=self.lexicon is not None, lm_kind=kind, n_words=max(len(ids), 1))
+    own |= dict(unk=unk, eos=lm['eos'], space=ids.get(' ', unk))
     word,gain,edge = self._word_tables(letters, ids)
-    return Tables(rich=False, alpha=0., beta=0., oov=0., most=1., word=word, gain=gain, edge=edge, first=first, piece=piece,
+    own |= dict(word=word, gain=gain, edge=edge, first=first, piece=piece)
+    return Tables(rich=False, alpha=0., beta=0., oov=0., most=1.,
         **{k:lm[k] for k in ('keys','arc','state')}, **own),lm['start']
 
 @patch
@@ -732,7 +735,8 @@ def _now(self:BeamDecoder):
     s,units = self._static,max(map(len, self.vocab))*2
     most = units*max(self.beta, 0.) + 2*max([0., *self.hotwords.values()])
     rich = bool(s.lm_kind or s.lex or self.beta or self.hotwords)
-    return s._replace(rich=rich, alpha=float(self.alpha), beta=float(self.beta), oov=float(self.oov), most=math.exp(min(most, 700.)))
+    now = {k:float(getattr(self, k)) for k in ('alpha','beta','oov')}
+    return s._replace(rich=rich, most=math.exp(min(most, 700.)), **now)
 
 # %% ../../nbs/13_decode.ipynb #88cc68fe
 @dataclass

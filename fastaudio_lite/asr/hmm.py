@@ -442,8 +442,8 @@ def frame_batches(
 # %% ../../nbs/11_hmm.ipynb #40598415
 class HMMDigits(Saved):
     "Recognize spoken words, alone or in strings, with hidden Markov models; any small vocabulary will do"
-    fields = dict(words=list, sr=int, n_states=int, n_mix=int, tie=(int,float), warps=list, n_mels=int, n_mfcc=int, deltas=int,
-        penalty=(int,float))
+    fields = dict(words=list, sr=int, n_states=int, n_mix=int, tie=(int,float), warps=list)
+    fields |= dict(n_mels=int, n_mfcc=int, deltas=int, penalty=(int,float))
     def __init__(self,
         words:list=(), # Vocabulary; `fit` finds it
         sr:int=8000, # Sample rate in Hz; other sounds are resampled
@@ -599,7 +599,8 @@ def spans(self:HMMDigits,
     if not _many(sounds): return self.spans([sounds])[0]
     clips,hop = [self._clip(o) for o in sounds],self.front_end.hop/self.sr
     xs = self._frames([c for c,_ in clips])
-    def _one(t, x, path): return [Span(self.words[w], t+a*hop, t+b*hop, p) for (w,a,b),p in zip(path, self._probs(x, path))]
+    def _one(t, x, path):
+        return [Span(self.words[w], t+a*hop, t+b*hop, p) for (w,a,b),p in zip(path, self._probs(x, path))]
     return [_one(t, x, path) for (_,t),x,path in zip(clips, xs, self._paths(xs, self.penalty))]
 
 @patch

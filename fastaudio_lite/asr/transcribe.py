@@ -31,7 +31,9 @@ class Transcriber(Saved):
     outputs = 'log_probs','steps'
     old_names = {f'model.{o}.':f'model.encoder.{o}.' for o in ('stem','proj','layers')}
     decoder = None # What reads the network's answers instead of the network itself
-    def __init__(self, src):
+    def __init__(self,
+        src, # A `Learner`, what `from_pretrained` takes, or `tokens`, `model` and `front_end` as a dict
+    ):
         super().__init__(src)
         self.model.tokens = self.tokens
 
@@ -60,7 +62,7 @@ class Transcriber(Saved):
 
     def config(self):
         "What `from_config` needs to build this again"
-        return dict(arch=self.arch, tokens=self.tokens.config(), model=self.model.config(), front_end=self.front_end.config())
+        return {k:getattr(self, k).config() for k in ('tokens','model','front_end')} | dict(arch=self.arch)
 
     @classmethod
     def from_config(cls, cfg):
