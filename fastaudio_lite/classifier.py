@@ -260,6 +260,7 @@ def _cuts(self:Classifier, sound):
     wins = audio_windows(sound, self.dur, self.hop, self.sr, mono=self.channels==1)
     return (self._fitting(o.trimmed()) for o in wins)
 
+# %% ../nbs/05_classifier.ipynb #d805a59e
 @patch
 def windows(self:Classifier,
     sound, # Anything that `load_audio` takes
@@ -275,6 +276,7 @@ def windows(self:Classifier,
     step = max(dur2n(self.hop, self.sr), 1)/self.sr
     for i,w in enumerate(() if short else self._cuts(sound)): yield i*step,i*step+w.dur,_trimmed(w)
 
+# %% ../nbs/05_classifier.ipynb #e91a7d21
 @patch
 @torch.inference_mode()
 def predict(self:Classifier,

@@ -429,15 +429,16 @@ _known_cols = (dict.fromkeys(('1','1.0','yes','true'), 'valid') | dict.fromkeys(
 def read_split(
     values:list, # A cell each: yes or no, 1 or 0, or the words train, valid and test
     name:str='split', # The column's name, for messages
+    fn=None, # The table's file, likewise
 )->list: # 'train', 'valid' or 'test' for each
     "What a column says of which rows are held out; raises `ValueError` for folds, and for other words"
-    words = [str(o).strip().lower() for o in values]
+    words,where = [str(o).strip().lower() for o in values],f"in the column {name!r}{f' of {fn}' if fn else ''}"
     lost = [[o for o in words if o not in known] for known in _known_cols]
     for known,o in zip(_known_cols, lost):
         if not o: return [known[w] for w in words]
-    if all(o.removesuffix('.0').isdigit() for o in words): raise ValueError(f"got the folds {', '.join(sorted(set(words))[:5])} in the column {name!r}, "
+    if all(o.removesuffix('.0').isdigit() for o in words): raise ValueError(f"got the folds {', '.join(sorted(set(words))[:5])} {where}, "
         f"expected yes or no: choose one to hold out, as df.assign(valid=df[{name!r}]==1) does")
-    raise ValueError(f"got {min(lost, key=len)[0]!r} in the column {name!r}, expected train, valid or test, or else yes or no, in each row")
+    raise ValueError(f"got {min(lost, key=len)[0]!r} {where}, expected train, valid or test, or else yes or no, in each row")
 
 def _split_words(sides):
     "Positions of the training and the held-out rows; warns where some are for the test"

@@ -168,6 +168,7 @@ def upgrade(cls:Saved,
     "What an older version saved"
     return cfg
 
+# %% ../nbs/05_classifier.ipynb #525e417f
 @patch
 def card(self:Saved)->dict: # `title`; `use`, a line of Python; `tag` of the Hub; `hears`, sentences
     "What the folder of a model tells people"
@@ -178,6 +179,7 @@ def onnx_facts(self:Saved)->dict: # `channels` of the sound and more; ready for 
     "What the graph of a model tells programs; `PretrainedError` where there can be no graph"
     raise PretrainedError(f"got a {type(self).__name__}, expected a model that is one network from sound to probabilities: it has no graph")
 
+# %% ../nbs/05_classifier.ipynb #9fc80aa2
 @patch
 def predict(self:Saved,
     sound, # A path, bytes, file object, `(array, sr)` or `AudioTensor`, at any rate

@@ -241,7 +241,7 @@ def _draw_split(df, valid_pct, seed):
 def _own_split(df, name):
     "The table's own `split`; raises `ValueError` for other words in it, and warns of a speaker on both sides"
     from fastaudio_lite.data import read_split
-    df = df.assign(split=read_split(df.split))
+    df = df.assign(split=read_split(df.split, fn=name))
     learnt = df.split=='train'
     if both := sorted(set(df.speaker[learnt]) & set(df.speaker[~learnt]) - {''}):
         warnings.warn(f"got speaker {both[0]!r} in train and in {df.split[~learnt & (df.speaker==both[0])].iloc[0]} of {name}"

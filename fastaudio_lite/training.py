@@ -80,6 +80,7 @@ def _read_checkpoint(fn, about, device):
     if odd: raise ValueError(f"got the checkpoint {fn} of a run with another {', '.join(odd)}, expected the same: remove it to start afresh")
     return d
 
+# %% ../nbs/05_classifier.ipynb #0270c265
 def _throw(dls, seed):
     "Begin all random numbers anew"
     from fastai.basics import set_seed
@@ -91,6 +92,7 @@ def _memory(learn):
     fe = find_front_end(learn.dls)
     return {o.name:o for o in learn.cbs if hasattr(type(o), 'state_dict')} | ({'front end':fe} if fe else {})
 
+# %% ../nbs/05_classifier.ipynb #06c18c0a
 def _restore(learn, d):
     "Give `learn` the weights and the optimizer's memory of the checkpoint `d`"
     learn.model.load_state_dict(d['model'])

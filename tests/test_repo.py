@@ -115,11 +115,10 @@ def _own_imports(fn):
     for o in ast.walk(tree):
         if isinstance(o, ast.ImportFrom) and (mod := _target(o, fn)) is not None:
             for a in o.names: yield (mod, a.name) if mod else (a.name, '')
-        if isinstance(o, ast.Import):
-            yield from ((a.name.partition('.')[2], '') for a in o.names if a.name.startswith('fastaudio_lite.'))
+        names = [a.name for a in o.names] if isinstance(o, ast.Import) else []
         if isinstance(o, ast.Call) and getattr(o.func, 'id', getattr(o.func, 'attr', ''))=='import_module':
             names = [a.value for a in o.args if isinstance(a, ast.Constant)]
-            yield from ((k.partition('.')[2], '') for k in names if k.startswith('fastaudio_lite.'))
+        yield from ((k.partition('.')[2], '') for k in names if k.startswith('fastaudio_lite.'))
 
 def test_house_is_complete(): assert set(house)=={_row(_name(o)) for o in exported}
 

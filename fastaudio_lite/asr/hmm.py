@@ -581,6 +581,7 @@ def _paths(self:HMMDigits, xs, penalty):
         for j,path in zip(now, self.hmm.decode(x, n, penalty)): res[said[j]] = path
     return res
 
+# %% ../../nbs/11_hmm.ipynb #2caaea9b
 @patch
 @torch.no_grad()
 def _probs(self:HMMDigits, x, path):
@@ -600,7 +601,8 @@ def spans(self:HMMDigits,
     clips,hop = [self._clip(o) for o in sounds],self.front_end.hop/self.sr
     xs = self._frames([c for c,_ in clips])
     def _one(t, x, path):
-        return [Span(self.words[w], t+a*hop, t+b*hop, p) for (w,a,b),p in zip(path, self._probs(x, path))]
+        probs = self._probs(x, path)
+        return [Span(self.words[w], t+a*hop, t+b*hop, p) for (w,a,b),p in zip(path, probs)]
     return [_one(t, x, path) for (_,t),x,path in zip(clips, xs, self._paths(xs, self.penalty))]
 
 @patch

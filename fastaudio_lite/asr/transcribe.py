@@ -97,6 +97,7 @@ def upgrade(cls:Transcriber, cfg:dict)->dict:
     "Format 1 knew one network"
     return dict(arch='CTCModel')|cfg
 
+# %% ../../nbs/17_transcribe.ipynb #62795c29
 @patch
 def card(self:Transcriber):
     "What its folder tells people"
