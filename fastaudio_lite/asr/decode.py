@@ -439,7 +439,7 @@ def _stay(b, t, y):
 @fast
 def _grow(b, s, t, y, toks, min_p, low):
     "Each prefix with each piece that may follow; how many candidates there are now"
-    m,n,tree,p,ci,cf = b.num[0],b.num[0],b.tree,b.p,b.ci,b.cf
+    m,n,tree,p,ci,cf,seen = b.num[0],b.num[0],b.tree,b.p,b.ci,b.cf,b.seen
     for i in range(n):
         node = b.nodes[i]
         last,pos,lm,tot = tree[node,_token],tree[node,_pos],tree[node,_lm],p[i,0]+p[i,1]
@@ -447,7 +447,7 @@ def _grow(b, s, t, y, toks, min_p, low):
         for k in toks:
             if y[k]<min_p or tot*y[k]*s.most<=low: break
             v = (p[i,0] if k==last else tot)*y[k]
-            if k==0 or b.seen[i,k]==t+1 or v*s.most<=low: continue
+            if k==0 or seen[i,k]==t+1 or v*s.most<=low: continue
             d,new,state = 0.,pos,lm
             if s.rich:
                 begins = s.piece[s.first[k],0]==0 and pos!=0 and pos!=-2
@@ -462,9 +462,9 @@ def _grow(b, s, t, y, toks, min_p, low):
 
 # %% ../../nbs/13_decode.ipynb #f19d82c0
 @fast
-def _select(b, m, cut):
-    "Fill `keep` with the best of `m` candidates, first come first served among equals; how many"
-    n,beam,v = 0,len(b.keep),b.cf[:m,0]+b.cf[:m,1]
+def _select(b, m, v, cut):
+    "Fill `keep` with the best of `m` candidates worth `v`, first come first served among equals; how many"
+    n,beam = 0,len(b.keep)
     if m>beam: cut = max(cut, np.partition(v, m-beam)[m-beam])
     for strict in (True, False):
         for i in range(m):
@@ -475,16 +475,15 @@ def _select(b, m, cut):
 
 # %% ../../nbs/13_decode.ipynb #6e091b35
 @fast
-def _node(b, par, k, pos, lm, d):
+def _node(tree, wts, num, par, k, pos, lm, d):
     "The prefix `par` + `k`, made if it is new"
-    tree,size = b.tree,b.num[1]
-    node = tree[par,_child0]
+    size,node = num[1],tree[par,_child0]
     while node>=0 and tree[node,_token]!=k: node = tree[node,_sibling]
     if node>=0: return node
     tree[size,_parent],tree[size,_token],tree[size,_pos],tree[size,_lm] = par,k,pos,lm
     tree[size,_child0],tree[size,_sibling],tree[size,_slot] = -1,tree[par,_child0],-1
     tree[par,_child0] = size
-    b.wts[size,0],b.wts[size,1],b.num[1] = b.wts[par,0]+d,np.exp(d),size+1
+    wts[size,0],wts[size,1],num[1] = wts[par,0]+d,np.exp(d),size+1
     return size
 
 @fast
@@ -494,7 +493,7 @@ def _commit(b, m, top):
     for a in range(m):
         c = b.keep[a]
         i,k = ci[c,0],ci[c,1]
-        new[a] = b.nodes[i] if k<0 else _node(b, b.nodes[i], k, ci[c,2], ci[c,3], cf[c,2])
+        new[a] = b.nodes[i] if k<0 else _node(b.tree, b.wts, b.num, b.nodes[i], k, ci[c,2], ci[c,3], cf[c,2])
         q[a,0],q[a,1] = cf[c,0]/top,cf[c,1]/top
     for i in range(b.num[0]): b.tree[b.nodes[i],_slot] = -1
     for a in range(m):
@@ -510,10 +509,11 @@ def _search(b, s, y, order, min_p, prune):
         now = b.num[2]
         low = prune*_stay(b, now, y[t])
         m = _grow(b, s, now, y[t], order[t], min(min_p, y[t,order[t,0]]), low)
-        top = (b.cf[:m,0]+b.cf[:m,1]).max() if m else 0.
+        v = b.cf[:m,0]+b.cf[:m,1]
+        top = v.max() if m else 0.
         b.num[2] += 1
         if top>0:
-            _commit(b, _select(b, m, top*prune), top)
+            _commit(b, _select(b, m, v, top*prune), top)
             b.scale[0] += np.log(top)
         else: b.num[0] = 0                               # nothing that may be written explains this frame
 
@@ -543,12 +543,13 @@ def _first_beam(beam, V, n_pieces, start):
         np.empty(beam, np.int64), np.array([1,1,0]), np.zeros(1))
 
 def _room(b, n):
-    "A copy of `b`, with room for `n` more prefixes"
+    "A copy of `b`, but for the candidates of its last frame, with room for `n` more prefixes"
     def _longer(x):
         res = np.empty((b.num[1]+n, x.shape[1]), x.dtype)
         res[:b.num[1]] = x[:b.num[1]]
         return res
-    return Beam(_longer(b.tree), _longer(b.wts), *(o.copy() for o in b[2:]))
+    kept,fresh = (o.copy() for o in b[2:5]),(np.empty_like(o) for o in b[5:8])
+    return Beam(_longer(b.tree), _longer(b.wts), *kept, *fresh, b.num.copy(), b.scale.copy())
 
 def _left(b, s):
     "Pieces of each prefix that is left, its score by sound alone, in all, and what ending adds"
@@ -611,14 +612,15 @@ def _need_sane(**kwargs):
         if not abs(v)<=100: raise ValueError(f"got {k}={v}, expected -100 to 100: it counts in natural logarithms, where 5 is a lot")
 
 def _checked(lp, n):
-    "Log-probabilities `(T,n)` as an array; raises `ValueError` for anything else"
+    "Log-probabilities `(T,n)` as an array, and probabilities; raises `ValueError` for anything else"
     x = _as_array(lp)
     if x.ndim!=2 or x.shape[1]!=n: raise ValueError(f"got an array of shape {x.shape}, expected log-probabilities (frames, {n} pieces)")
     if np.isnan(x).any(): raise ValueError("got NaN among the log-probabilities, expected numbers: has the training diverged?")
-    with np.errstate(over='ignore'): total = np.exp(x).sum(1)
+    with np.errstate(over='ignore'): y = np.exp(x)
+    total = y.sum(1)
     if (abs(total-1)>0.05).any():
         raise ValueError(f"got rows that sum to {total[abs(total-1).argmax()]:.3g}, expected log-probabilities: use log_softmax(-1)")
-    return x
+    return x,y
 
 # %% ../../nbs/13_decode.ipynb #88bc0cca
 def _entry(line, sounds):
@@ -756,10 +758,10 @@ def step(self:BeamDecoder,
     lp, # Log-probabilities `(t,V)` of the frames that follow
 )->Search: # After these frames
     "Go on: a clip in parts of any length gives what the whole gives"
-    x = _checked(lp, len(self.vocab))
+    x,y = _checked(lp, len(self.vocab))
     order = np.ascontiguousarray(np.argsort(-x, axis=1, kind='stable')[:,:self.max_pieces])
     beam = _room(state.beam, len(x)*self.beam)
-    _search(beam, self._now(), np.exp(x), order, math.exp(self.min_logp), math.exp(-self.prune))
+    _search(beam, self._now(), y, order, math.exp(self.min_logp), math.exp(-self.prune))
     return Search(beam, [*state.heard, x])
 
 # %% ../../nbs/13_decode.ipynb #355e25b2
@@ -773,8 +775,8 @@ def _texts(self:BeamDecoder, state):
     if not np.isfinite(end).any(): return self._whole(np.concatenate(state.heard), rows)
     res,best = {},{}
     for row,a,s in zip(rows, am.tolist(), (score+end).tolist()):
-        text = self._text(row)
         if s==-math.inf: continue
+        text = self._text(row)
         if s>best.get(text, -math.inf): best[text],pieces = s,row
         else: pieces = res[text][2]
         old = res.get(text, [-math.inf, -math.inf])
