@@ -707,12 +707,13 @@ class Features(nn.Module):
 def test_onnx_front_end(kw):
     "The one forward, traced: the same shapes and numbers for any batch and any length"
     fe = FrontEnd(sr, n_mels=24, **kw)
+    tol = 1e-3 if kw.get('scale')=='log' else 1e-5 # The logarithm of next to nothing magnifies rounding
     run = onnxruntime.InferenceSession(export._trace(export._Graph(Features(fe)), sr, 2).SerializeToString()).run
     for B,T in (1,1),(3,255),(2,9001):
         wav = batch(B, 2, T, sr)
         want,(got,n) = fe(wav),run(None, dict(wav=wav.numpy(), lens=wav.lens.numpy()))
         assert got.shape==want.shape and n.tolist()==want.lens.tolist()
-        if T>1000: assert np.abs(got-want.numpy()).max() < 1e-5*max(want.abs().max().item(), 1)
+        if T>1000: assert np.abs(got-want.numpy()).max() < tol*max(want.abs().max().item(), 1)
 
 @pytest.fixture(scope='session')
 def exported(tmp_path_factory):
