@@ -12,7 +12,6 @@ __all__ = ['noise_colors', 'sample_at', 'AudioAug', 'WavAug', 'SpecAug', 'Gain',
 import math, warnings
 
 import numpy as np, torch
-from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fasttransform import DisplayedTransform
 from scipy.fft import next_fast_len

@@ -545,9 +545,9 @@ def train(
     from fastaudio_lite.data import check_distinct
     from fastaudio_lite.spectrogram import FrontEnd
     from fastaudio_lite.training import fit_resumable
-    check_distinct(files, splits, labels)
     with _resumable(out) as folder:
         clips,sr,dur = _read_clips(files, sr, dur)
+        if clips is not files: check_distinct(files, splits, labels) # Else the loaders look at them
         n,epochs = len(splits[0]),epochs or _epochs(len(splits[0]), bs*_processes())
         run = dict(epochs=epochs, sr=sr, dur=dur, arch=arch, seed=seed, bs=bs, lr=lr, augment=augment)
         print(f'{n} clips of {len(set(labels))} classes, up to {dur:.2f} s at {sr} Hz; held out: {len(splits[1])}, {split}', flush=True)

@@ -29,7 +29,7 @@ from plum import dispatch
 
 from .audio import AudioError, AudioTensor, AudioWarning, audio_extensions, dur2n
 from .audio import audio_info, get_audio_files, load_audio, pad_audio
-from .datasets import settings
+from .datasets import settings, sha256
 from .spectrogram import AudioSpectrogram, AudioToSpec, FrontEnd
 
 # %% ../nbs/04_data.ipynb #a233da32
@@ -522,12 +522,6 @@ def _middle(fn, n=4096):
         f.seek(os.stat(fn).st_size//2)
         return f.read(n)
 
-def _whole(fn):
-    "A digest of all of `fn`"
-    res = hashlib.sha1()
-    with open(fn, 'rb') as f:
-        for o in iter(partial(f.read, 2**20), b''): res.update(o)
-    return res.digest()
 
 # %% ../nbs/04_data.ipynb #a0e5c7f8
 def _alike(idx, key):
@@ -540,7 +534,7 @@ def _same_clips(files):
     "Groups of positions in `files` with the same content; what is no file is passed over"
     at = {i:os.stat(o) for i,o in enumerate(files) if isinstance(o, (str,Path)) and os.path.isfile(o)}
     names = {(s.st_dev,s.st_ino):files[i] for i,s in at.items()}
-    seen = {f:lru_cache(None)(lambda o, f=f: f(names[o])) for f in (_middle,_whole)}
+    seen = {f:lru_cache(None)(lambda o, f=f: f(names[o])) for f in (_middle,sha256)}
     groups = _alike(at, lambda i: at[i].st_size)
     for f in seen.values(): groups = [g for o in groups for g in _alike(o, lambda i: f((at[i].st_dev,at[i].st_ino)))]
     return groups

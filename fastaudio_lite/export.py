@@ -10,7 +10,7 @@ import copy, errno, glob, hashlib, importlib, json, math, os, re, shutil, tempfi
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import safetensors.torch, torch, torch.nn as nn, torch.nn.functional as F
+import safetensors.torch, torch, torch.nn as nn
 from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 

@@ -19,7 +19,7 @@ from fasttransform import ItemTransform
 
 from .ctc import LogProbs, cut_words, log_probs, quietest, word_spans
 from ..audio import AudioError, AudioTensor, AudioWarning, audio_windows, dur2n, is_silent
-from ..classifier import heard
+from ..classifier import describe_front_end
 from ..kinds import PretrainedError, Saved, Span, check_range, name_in, network, networks
 from ..spectrogram import FrontEnd
 from ..text import Tokens, split_words, steps_needed
@@ -101,7 +101,7 @@ def upgrade(cls:Transcriber, cfg:dict)->dict:
 @patch
 def card(self:Transcriber):
     "What its folder tells people"
-    hears = [f'It writes {len(self.tokens)-1} pieces of text.', heard(self.front_end)]
+    hears = [f'It writes {len(self.tokens)-1} pieces of text.', describe_front_end(self.front_end)]
     return dict(title='A recognizer of speech', use="model.transcribe('speech.wav').text", tag='automatic-speech-recognition', hears=hears)
 
 @patch
