@@ -89,7 +89,7 @@ class AudioCache:
             warnings.warn(f"the cached copy {fn.name} of {path} was damaged: decoded afresh", AudioWarning)
         wav = load(path)
         try: _write_clip(fn, wav)
-        except OSError as e: warnings.warn(f"cannot keep decoded clips in {fn.parent} ({e.strerror}): "
+        except OSError as e: warnings.warn(f"cannot keep decoded clips in {fn.parent} ({e.strerror or e}): "
             "each is decoded every time", AudioWarning)
         return wav
 
@@ -447,11 +447,17 @@ def _split_words(sides):
     return tr,va
 
 # %% ../nbs/04_data.ipynb #53ee9b9b
+def _below(tops, fn):
+    "Folders and name of the file `fn` below the one of `tops` that it lies in"
+    parts = Path(fn).parts
+    return next((parts[len(o.parts):] for o in tops if parts[:len(o.parts)]==o.parts), ())
+
 def _class_of(tops, fn):
     "The class of the file `fn`: the first folder below one of `tops`, or the one that it lies in"
-    inner = next((Path(fn).relative_to(o).parts for o in tops if Path(fn).is_relative_to(o)), ())
+    inner = _below(tops, fn)
     return inner[0] if len(inner)>1 else Path(fn).parent.name
 
+# %% ../nbs/04_data.ipynb #5c7e21d4
 def _class_folders(tops):
     "Files in the class folders in `tops`; raises where one holds no audio, warns of clips that lie elsewhere"
     files = []
@@ -462,7 +468,7 @@ def _class_folders(tops):
         loose = get_audio_files(top, recurse=False)
         if loose and not files: raise ValueError(f"got {top} without folders in it, which makes one class at most, expected a folder of sounds for each: {top/'dog'}, {top/'cat'}, ...")
         if loose: warnings.warn(f"got {len(loose)} sounds that lie in no class folder, such as {loose[0]}: left out", AudioWarning)
-    deep = next((o for o in files for top in tops if o.is_relative_to(top) and len(o.relative_to(top).parts)>2), None)
+    deep = next((o for o in files if len(_below(tops, o))>2), None)
     if deep: warnings.warn(f"got folders within class folders, such as that of {deep}, which counts as {_class_of(tops, deep)}: a class is the first folder", AudioWarning)
     return files
 

@@ -177,6 +177,6 @@ def fresh_cost(
 )->dict: # What `epoch_cost` says
     "`epoch_cost` in a process of its own, which remembers nothing"
     code = 'import json, sys; from fastaudio_lite.scale import epoch_cost; print(json.dumps(epoch_cost(sys.argv[1], int(sys.argv[2]))))'
-    cmd = [sys.executable, '-c', code, str(folder), str(workers)]
+    cmd = [sys.executable, '-W', 'ignore', '-c', code, str(folder), str(workers)]
     res = subprocess.run(cmd, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(res.stdout.splitlines()[-1])
