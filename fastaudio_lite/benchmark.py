@@ -28,7 +28,7 @@ import numpy as np, torch
 from fastcore.all import IN_NOTEBOOK, L
 
 import fastaudio_lite
-from .audio import AudioTensor, load_audio, trim_silence
+from .audio import AudioTensor, load_audio, trim_silence, writing
 from .classifier import Classifier
 from .datasets import digit_label, digit_speaker, get_data, starter_path
 from .spectrogram import FrontEnd
@@ -49,12 +49,7 @@ def results_path()->Path: # `results` of the repository, or of the working direc
 # %% ../nbs/32_benchmark.ipynb #fa348d33
 def _write_json(fn, d):
     "Write `d` to `fn`, whole or not at all"
-    fn.parent.mkdir(parents=True, exist_ok=True)
-    tmp = fn.with_suffix('.tmp')
-    try:
-        tmp.write_text(json.dumps(d, indent=1) + '\n', encoding='utf-8')
-        os.replace(tmp, fn)
-    finally: tmp.unlink(missing_ok=True)
+    with writing(fn) as tmp: tmp.write_text(json.dumps(d, indent=1) + '\n', encoding='utf-8')
 
 def _part(name, path): return (path or results_path())/f'.{name}.part.json'
 
@@ -325,7 +320,7 @@ def _trained(name, epochs, seed, make):
     from fastai.basics import set_seed
     from fastaudio_lite.export import from_pretrained, save_pretrained
     folder,t0 = _model_folder(name),perf_counter()
-    if not folder.exists() or _config(name)['figures']['epochs']!=epochs:
+    if not (folder/'config.json').exists() or _config(name)['figures'].get('epochs')!=epochs:
         set_seed(seed)
         learn = make()
         about = dict(epochs=epochs, seed=seed, threads=torch.get_num_threads(), machine=machine())

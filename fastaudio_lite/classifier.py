@@ -57,16 +57,18 @@ class AudioCNN(nn.Module):
         return self.head(self.drop(torch.cat([x.sum(-1)/n, x.amax(-1)], 1)))
 
 # %% ../nbs/05_classifier.ipynb #f3ab57aa
+_nets = networks['classifier']
+
 def arch_name(
-    arch, # A name of `networks`, its class, a torchvision or timm function such as `resnet18`, or a timm name
-)->str: # A name of `networks`, `torchvision:NAME` or `timm:NAME`
+    arch, # A name in `networks`, its class, a torchvision or timm function such as `resnet18`, or a timm name
+)->str: # A name in `networks`, `torchvision:NAME` or `timm:NAME`
     "One name for an architecture, the one that is saved with a model; `ValueError` where it has none"
-    if isinstance(arch, str): return arch if arch in networks or ':' in arch else f'timm:{arch}'
+    if isinstance(arch, str): return arch if arch in _nets or ':' in arch else f'timm:{arch}'
     if arch is AudioCNN: return 'AudioCNN' # As this page defines it
     lib,name = getattr(arch, '__module__', '').partition('.')[0],getattr(arch, '__qualname__', repr(arch))
-    known = name_in(networks, arch) if isinstance(arch, type) else f'{lib}:{name}' if lib in ('torchvision','timm') else None
+    known = name_in(_nets, arch) if isinstance(arch, type) else f'{lib}:{name}' if lib in ('torchvision','timm') else None
     if known: return known
-    raise ValueError(f"got the architecture {name}, expected one of {', '.join(networks)}, a function of torchvision or timm, "
+    raise ValueError(f"got the architecture {name}, expected one of {', '.join(_nets)}, a function of torchvision or timm, "
         "or the name of a timm model: a network of your own is passed as it is, made already")
 
 def _swap(model, old, new):
@@ -98,6 +100,8 @@ def _torchvision(name, n_out, n_in, pretrained):
 def _timm(name, n_out, n_in, pretrained):
     try: import timm
     except ImportError as e: raise ValueError(f"got timm:{name}, expected the package timm: pip install timm") from e
+    if ':' not in name and not timm.is_model(name):
+        raise ValueError(f"got the architecture {name!r}, expected one of {', '.join(_nets)}, torchvision:NAME, or the name of a timm model")
     return timm.create_model(name, pretrained=pretrained, num_classes=n_out, in_chans=n_in)
 
 def _with_weights(build, name, n_out, n_in):
@@ -111,18 +115,18 @@ def _with_weights(build, name, n_out, n_in):
 
 # %% ../nbs/05_classifier.ipynb #6a40f711
 def create_model(
-    arch, # A name of `networks`, its class, a torchvision function, a timm name, or a name that `arch_name` made
+    arch, # A name in `networks`, its class, a torchvision function, a timm name, or a name that `arch_name` made
     n_out:int, # Classes
     n_in:int=1, # Channels of the spectrogram
     pretrained:bool=False, # Start from ImageNet weights, if they can be had?
-    **kwargs # Passed to a network of `networks`
+    **kwargs # Passed to a network of ours
 )->nn.Module: # Takes `(B,n_in,F,T)`, gives `(B,n_out)`
     "A network for spectrograms; raises `ValueError` for an unknown name"
     name = arch_name(arch)
-    if name in networks: return network(name, n_out=n_out, n_in=n_in, **kwargs)
+    if name in _nets: return network('classifier', name, n_out=n_out, n_in=n_in, **kwargs)
     lib,_,nm = name.partition(':')
     if lib not in ('torchvision','timm'):
-        raise ValueError(f"got the architecture {name!r}, expected one of {', '.join(networks)}, torchvision:NAME or timm:NAME")
+        raise ValueError(f"got the architecture {name!r}, expected one of {', '.join(_nets)}, torchvision:NAME or timm:NAME")
     build = dict(torchvision=_torchvision, timm=_timm)[lib]
     return _with_weights(build, nm, n_out, n_in) if pretrained else build(nm, n_out, n_in, False)
 
@@ -192,11 +196,11 @@ class Classifier(Saved):
 # %% ../nbs/05_classifier.ipynb #79d3c1ea
 def _check_arch(arch):
     "`PretrainedError` unless `arch` names a network that is built without the network"
-    ok = arch in networks or re.fullmatch(r'(torchvision|timm):[\w.]+', arch)
+    ok = arch in _nets or re.fullmatch(r'(torchvision|timm):[\w.]+', arch)
     if ok and arch.startswith('torchvision:'):
         from torchvision import models
         ok = arch.partition(':')[2] in models.list_models(module=models)
-    if not ok: raise PretrainedError(f"got the architecture {arch!r}, expected one of {', '.join(networks)}, torchvision:NAME of a classifier or timm:NAME")
+    if not ok: raise PretrainedError(f"got the architecture {arch!r}, expected one of {', '.join(_nets)}, torchvision:NAME of a classifier or timm:NAME")
 
 def _check_vocab(vocab):
     "`PretrainedError` unless `vocab` is a list of different names"
@@ -312,7 +316,7 @@ def _prediction(self:Classifier, probs, spans):
 # %% ../nbs/05_classifier.ipynb #ef7840c6
 def audio_learner(
     dls, # `AudioDataLoaders` of spectrograms
-    arch=AudioCNN, # A name of `networks` or its class, a torchvision function, a timm name, or a network of your own
+    arch=AudioCNN, # A name in `networks` or its class, a torchvision function, a timm name, or a network of your own
     n_out:int|None=None, # Classes; None: as many as the data has
     pretrained:bool=False, # Start from ImageNet weights, if they can be had?
     metrics=None, # None: accuracy
@@ -329,7 +333,7 @@ def audio_learner(
     if multi and loss: raise ValueError(f"got several labels a clip, expected one for a {type(model).__name__}: use AudioCNN")
     if loss: kwargs.setdefault('loss_func', loss) # It knows what its answers mean
     learn = Learner(dls, model, metrics=metrics or (accuracy_multi if multi else accuracy), **kwargs)
-    learn.kind,learn.arch,learn.n_in,learn.multi = 'classifier',name_in(networks, type(arch)) if own else arch_name(arch),n_in,multi
+    learn.kind,learn.arch,learn.n_in,learn.multi = 'classifier',name_in(_nets, type(arch)) if own else arch_name(arch),n_in,multi
     return learn
 
 # %% ../nbs/05_classifier.ipynb #bec51285

@@ -89,7 +89,7 @@ def _with_bar(items, what):
 
 # %% ../nbs/34_cli.ipynb #4795be6f
 def _note_ctrl_c(seen):
-    "Ctrl-C raises as ever, and is noted in `seen`: libraries that catch every exception may swallow it, or raise another; the handler before"
+    "Ctrl-C raises as ever, and is noted in `seen`, since libraries that catch every exception may swallow it; returns the old handler"
     if current_thread() is not main_thread(): return
     old = signal.getsignal(signal.SIGINT)
     def _ctrl_c(*args):
@@ -447,8 +447,8 @@ def _begun(folder):
     if not any((folder/o).exists() for o in (_settings,_checkpoint)): return {}
     try: old = json.loads(fn.read_text())
     except (FileNotFoundError,ValueError,RecursionError): pass
-    _need(isinstance(old, dict) and 'recordings' in old, f"got {fn}, which is missing or damaged, or no training wrote it, expected the settings with "
-        f"which {folder} was begun: bring them back, or remove that folder to start afresh")
+    _need(isinstance(old, dict) and 'recordings' in old, f"got {fn} missing or damaged, expected the settings that the training in {folder} "
+        "began with: restore the file, or delete that folder to start again")
     return old
 
 def _same_run(folder, old, run):
@@ -484,7 +484,7 @@ def _remove_kept(folder):
 
 @contextmanager
 def _unless_empty(folder):
-    "Make `folder`; afterwards it goes where it is empty, and with it the new ones above it"
+    "Make `folder`, and delete it at the end if it is empty, with the new folders above it"
     new = [folder, *(o for o in folder.parents if not o.exists())]
     folder.mkdir(parents=True, exist_ok=True)
     try: yield
@@ -499,7 +499,7 @@ def _resumable(out):
     folder = out.parent/f'.{out.name}-training'
     if _rank(): return (yield folder)
     with _unless_empty(folder), alone(folder/_lock) as sole:
-        _need(sole is not False, f"got {out}, which another process is training now, expected a model of one's own: wait for it, or choose another --out")
+        _need(sole is not False, f"got {out}, which another process is training now, expected one that is free: wait for it, or choose another --out")
         _begun(folder)
         try: yield folder
         except BaseException as e: # Ctrl-C is none of the Exceptions

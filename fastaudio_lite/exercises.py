@@ -19,11 +19,13 @@ _short.maxlist,_short.maxstring,_short.maxother = 8,80,80
 def _bare(o):
     "The lists, numbers and strings in `o`: tuples, arrays, tensors and generators of them are told apart no more"
     if hasattr(o, 'tolist'): return o.tolist()
-    if isinstance(o, (str,dict)) or not np.iterable(o): return o
+    if isinstance(o, dict): return {k:_bare(v) for k,v in o.items()}
+    if isinstance(o, str) or not np.iterable(o): return o
     return [_bare(x) for x in o]
 
 def _same(a, b, eps):
     "Do `a` and `b` hold the same, numbers to `eps`?"
+    if isinstance(a, dict) and isinstance(b, dict): return a.keys()==b.keys() and all(_same(a[k], b[k], eps) for k in a)
     if isinstance(a, list) and isinstance(b, list): return len(a)==len(b) and all(_same(x, y, eps) for x,y in zip(a, b))
     return a==b or (isinstance(a, Number) and isinstance(b, Number) and abs(a-b)<=eps)
 

@@ -44,7 +44,9 @@ def _sum(kind, c): return hashlib.sha256(json.dumps([kind,c], sort_keys=True).en
 
 def _saveable(obj):
     "`obj`, or what is made of a learner"
-    return _class(getattr(obj, 'kind', 'classifier'))(obj) if hasattr(obj, 'dls') else obj
+    if not hasattr(obj, 'dls'): return obj
+    if hasattr(obj, 'kind'): return _class(obj.kind)(obj)
+    raise PretrainedError(f"got a learner of a {type(obj.model).__name__} that does not say what it answers, expected one of `audio_learner`, `ctc_learner` or `train_asr`")
 
 # %% ../nbs/06_export.ipynb #4b6939b8
 _dtypes = {torch.float32:'float32', torch.float16:'float16', torch.bfloat16:'bfloat16', torch.float64:'float64'}
@@ -196,7 +198,7 @@ def check_target(
 
 # %% ../nbs/06_export.ipynb #3c2463c7
 def _swap_in(new, path, old):
-    "Give the folder `new` the name `path`; what has that name becomes `old`, and goes where another process gives it that name too"
+    "Give the folder `new` the name `path`; what had that name becomes `old`. Where another process takes the name at the same moment, try again"
     while new.exists():
         shutil.rmtree(old, ignore_errors=True)
         with suppress(FileNotFoundError): os.rename(path, old)
@@ -434,8 +436,13 @@ def from_pretrained(
     return obj if _state(path)==was else from_pretrained(folder, kind)
 
 # %% ../nbs/06_export.ipynb #dd67f0f7
+def _plain_lstm(m):
+    "Is it an LSTM of the form that `_GraphLSTM` writes? Others are left to the exporter"
+    if not isinstance(m, nn.LSTM) or m.bidirectional or m.proj_size: return False
+    return m.batch_first and m.bias and m.num_layers==1
+
 class _GraphLSTM(nn.Module):
-    "An `nn.LSTM` as one operation"
+    "An `nn.LSTM` of one layer as one operation, without a state"
     def __init__(self, lstm):
         super().__init__()
         def _gates(w): return w.detach().unflatten(0, (4,-1))[[0,3,1,2]].flatten(0,1)
@@ -458,7 +465,7 @@ def _as_graph(obj):
     for m in list(obj.modules()):
         if type(m) is FrontEnd: to_graph(m)
         for k,o in m.named_children():
-            if isinstance(o, nn.LSTM): setattr(m, k, _GraphLSTM(o))
+            if _plain_lstm(o): setattr(m, k, _GraphLSTM(o))
     return obj
 
 class _Graph(nn.Module):
@@ -494,20 +501,26 @@ def _trace(graph, sr, channels):
 
 
 # %% ../nbs/06_export.ipynb #02778b8b
+def _gap(name, got, want):
+    "Largest difference between two answers; of logarithms, between what they are the logarithms of"
+    want = want.as_subclass(torch.Tensor)
+    if got.shape!=want.shape: return math.inf
+    if name.startswith('log_'): got,want = got.exp(),want.exp()
+    return (got-want).abs().max().item()
+
 def _onnx_gap(obj, raw, channels):
-    "Largest difference between the probabilities of `obj` and those of the ONNX file `raw`, over batches of noise"
+    "Largest difference between what `obj` and the ONNX file `raw` say of batches of noise"
     from fastaudio_lite.audio import AudioTensor
     run = _packages('onnxruntime', 'ONNX')[0].InferenceSession(raw, providers=['CPUExecutionProvider']).run
     gaps,rng = [],torch.Generator().manual_seed(0)
     for B,dur in (1,.7),(3,2.1),(2,.3):
         wav = torch.randn(B, channels, int(dur*obj.sr), generator=rng)*torch.logspace(-4, -1, int(dur*obj.sr))
         lens = torch.linspace(wav.shape[-1], wav.shape[-1]//2, B).long()
-        with torch.no_grad(): want = obj(AudioTensor(wav, sr=obj.sr, lens=lens)).as_subclass(torch.Tensor)
-        got = torch.from_numpy(run(None, dict(wav=wav.numpy(), lens=lens.numpy()))[0])
-        if got.shape!=want.shape: return math.inf
-        if obj.outputs[0]=='log_probs': got,want = got.exp(),want.exp()
-        gaps.append((got-want).abs().max().nan_to_num(math.inf).item())
-    return max(gaps)
+        with torch.no_grad(): out = obj(AudioTensor(wav, sr=obj.sr, lens=lens))
+        wants = out if isinstance(out, tuple) else (out, getattr(out, 'lens', None))
+        gots = map(torch.from_numpy, run(None, dict(wav=wav.numpy(), lens=lens.numpy())))
+        gaps += map(_gap, obj.outputs, gots, wants)
+    return math.inf if any(map(math.isnan, gaps)) else max(gaps)
 
 def _write_file(fn, raw):
     "Write `fn`, all of it or nothing"
@@ -529,7 +542,7 @@ def export_onnx(
     onnx = _packages('onnx onnxruntime onnxscript', 'ONNX')[0]
     obj = from_pretrained(obj) if isinstance(obj, (str,Path)) else _saveable(obj)
     facts = dict(format=_format, format_version=_version, fastaudio_lite=fastaudio_lite.__version__)
-    facts |= dict(kind=_kind_of(obj), sr=obj.sr) | obj.onnx_facts()
+    facts |= dict(kind=_kind_of(obj)) | obj.onnx_facts() | dict(sr=obj.sr)
     proto = _trace(_Graph(obj), obj.sr, facts['channels'])
     for o in proto.graph.node: o.ClearField('metadata_props'), o.ClearField('doc_string')
     proto.graph.ClearField('value_info')
@@ -540,4 +553,3 @@ def export_onnx(
             "was written: does the network hear its padding?")
     _write_file(fn, raw)
     return fn
-

@@ -11,8 +11,8 @@ from importlib import import_module
 import torch, torch.nn as nn
 from fastcore.basics import patch
 
-networks = dict(AudioCNN='fastaudio_lite.classifier:AudioCNN', Committee='fastaudio_lite.voices:Committee',
-    CTCModel='fastaudio_lite.asr.ctc:CTCModel')
+networks = dict(classifier=dict(AudioCNN='fastaudio_lite.classifier:AudioCNN', Committee='fastaudio_lite.voices:Committee'),
+    recognizer=dict(CTCModel='fastaudio_lite.asr.ctc:CTCModel'))
 kinds = dict(classifier='fastaudio_lite.classifier:Classifier', recognizer='fastaudio_lite.asr.transcribe:Transcriber',
     hmm='fastaudio_lite.asr.hmm:HMMDigits')
 
@@ -24,7 +24,7 @@ def named(
     return getattr(import_module(mod), attr)
 
 def name_in(
-    table:dict, # `networks` or `kinds`
+    table:dict, # `kinds`, or the `networks` of a kind
     cls:type, # A class
 )->str|None: # Its key in the table; None where it has none
     "The name of a class in a table"
@@ -35,12 +35,14 @@ class PretrainedError(ValueError):
     "A model that cannot be saved or loaded; the message says what came, what was expected and how to fix it"
 
 def network(
-    name:str, # A key of `networks`
+    kind:str, # A key of `networks`
+    name:str, # One of the networks of that kind
     **kwargs # What its `config` says
 )->nn.Module: # Not trained
     "The network of that name; `PretrainedError` where there is none"
-    if name not in networks: raise PretrainedError(f"got the network {name!r}, expected one of {', '.join(networks)}")
-    return named(networks[name])(**kwargs)
+    known = networks[kind]
+    if name not in known: raise PretrainedError(f"got the network {name!r} in a {kind}, expected one of {', '.join(known)}")
+    return named(known[name])(**kwargs)
 
 def own_settings(
     net:nn.Module, # A network with a `config`; others have no settings
@@ -106,7 +108,7 @@ def check_front_end(
     if type(n_mels) is not int or n_fft*n_mels>2**24:
         raise PretrainedError(f"got n_fft={n_fft} with n_mels={n_mels!r} in front_end, expected a product of at most {2**24}")
     sr,hop = d.get('sr'),d.get('hop')
-    if sr and hop and hop*2000<sr: raise PretrainedError(f"got hop={hop} at {sr} Hz in front_end, expected at least half a ms: {math.ceil(sr/2000)}")
+    if sr and hop and hop*2000<sr: raise PretrainedError(f"got hop={hop} at {sr} Hz in front_end, expected a hop of {math.ceil(sr/2000)} samples or more, half a ms")
 
 # %% ../nbs/05_classifier.ipynb #4a3f225d
 class Saved(nn.Module):

@@ -88,7 +88,7 @@ def takes_lens(
 def plain_tensor(
     x:torch.Tensor, # Of any type
 )->torch.Tensor: # The same numbers
-    "`x` as a plain tensor: while a graph is traced it is one already, in disguise"
+    "`x` as a plain tensor; in a graph that is being traced it is left alone, since `as_subclass` is not allowed there"
     return x if torch.compiler.is_compiling() else x.as_subclass(torch.Tensor)
 
 def frames(

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['digit_words', 'split_words', 'clean_text', 'Tokens', 'read_an4', 'read_starter', 'speech_table', 'read_speech',
-           'steps_needed', 'check_transcripts', 'digit_strings', 'TensorText', 'pad_text', 'speech_collate',
-           'EncodeText', 'SpeechDL', 'TranscriptBlock', 'SpeechDataLoaders', 'wer', 'cer', 'error_table',
-           'wer_interval', 'WER', 'CER']
+           'steps_needed', 'check_transcripts', 'digit_strings', 'TensorText', 'pad_text', 'EncodeText', 'SpeechDL',
+           'TranscriptBlock', 'SpeechDataLoaders', 'wer', 'cer', 'error_table', 'wer_interval', 'WER', 'CER']
 
 # %% ../nbs/10_text.ipynb #65899950
 import os, random, re, unicodedata, warnings
@@ -377,14 +376,6 @@ def _stack_texts(ts, *, collate_fn_map=None): return pad_text(ts)
 
 default_collate_fn_map[TensorText] = _stack_texts
 
-def speech_collate(
-    samples:list, # Tuples as a fastai data set gives them: a clip `(C,T)`, perhaps its text
-)->tuple: # The batch: an `AudioTensor (B,C,T)` with `lens`, a `TensorText (B,U)` with `lens`
-    "Collate `samples`, padding clips and texts to the longest"
-    from fastaudio_lite.data import audio_collate
-    def _col(xs): return pad_text(xs) if isinstance(xs[0], TensorText) else audio_collate([(o,) for o in xs])[0]
-    return tuple(_col(list(xs)) for xs in zip(*samples))
-
 # %% ../nbs/10_text.ipynb #d1917a03
 class EncodeText(Transform):
     "From text to numbers of its pieces, and back"
@@ -433,7 +424,8 @@ def TranscriptBlock(
 ): # For `DataBlock(blocks=(AudioBlock(sr=16000), TranscriptBlock(tokens)))`
     "A `TransformBlock` for what is said: text to `TensorText`, batches of clips of similar length, padded with lengths"
     from fastai.data.block import TransformBlock
-    return TransformBlock(type_tfms=EncodeText(tokens), dl_type=SpeechDL, dls_kwargs=dict(create_batch=speech_collate))
+    from fastaudio_lite.data import audio_collate
+    return TransformBlock(type_tfms=EncodeText(tokens), dl_type=SpeechDL, dls_kwargs=dict(create_batch=audio_collate))
 
 # %% ../nbs/10_text.ipynb #154467ef
 def _sound_pairs(items):
@@ -463,11 +455,12 @@ class SpeechDataLoaders(DataLoaders):
 
     def test_dl(self,
         test_items, # A table, pairs of sound and text, or sounds alone
-        with_labels:bool=True, # With their texts?
+        with_labels:bool|None=None, # With their texts? None: if each has one
         **kwargs
     ): # A loader like the validation one, the longest first
         "Other recordings, prepared as those for validation"
         items = _sound_pairs(test_items)
+        if with_labels is None: with_labels = all(t for _,t in items)
         if 'process' in kwargs: kwargs['get_idxs'] = partial(list, range(len(items))) # from `Interpretation`, which goes by the order of the items
         return super().test_dl(items, with_labels=with_labels, **kwargs)
 

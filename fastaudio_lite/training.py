@@ -18,7 +18,7 @@ class AverageWeights(Callback):
 
     def before_fit(self):
         "Start from the weights as they are"
-        self.avg,self.n = [o.detach().clone() for o in self._now()],0
+        self.avg,self.n,self.measured = [o.detach().clone() for o in self._now()],0,False
 
     @torch.no_grad()
     def after_batch(self):
@@ -37,11 +37,13 @@ class AverageWeights(Callback):
 
     def before_validate(self):
         "Measure the average"
+        self.measured = True
         self._swap()
 
     def after_validate(self):
-        "Go on with the weights themselves"
-        self._swap()
+        "Go on with the weights themselves; a validation that was cancelled measured nothing"
+        if self.measured: self._swap()
+        self.measured = False
 
     def after_fit(self):
         "Keep the average"
@@ -103,7 +105,7 @@ def _restore(learn, d):
 def checkpoint(
     fn:str|Path, # File that is written after each epoch; its folder is made
     about:dict|None=None, # Settings that a training must share to go on from `fn`: numbers, text, lists
-): # A callback; its `load(learn)` gives the epoch to begin with, 0 without a file, or raises `ValueError`
+): # A callback; its `load(learn)` gives the first epoch to train, 0 without a file, or raises `ValueError`
     "A training that is stopped at any moment goes on from its last whole epoch, with the result that it would have had"
     fn,about = Path(fn),about or {}
     class Checkpoint(Callback):
@@ -151,5 +153,9 @@ def fit_resumable(
 class TeacherForcing(Callback):
     "Hands the targets to the network as well, `model(sound, target)`, wherever there are any (Williams and Zipser 1989)"
     def before_batch(self):
-        "Put the targets behind the inputs"
-        self.learn.xb = (*self.xb, *self.yb)
+        "Put the targets behind the inputs; where there are none, in answers to new sounds, the network has to do without"
+        self.alone,self.learn.xb = self.xb,(*self.xb, *self.yb)
+
+    def after_pred(self):
+        "Take them away again"
+        self.learn.xb = self.alone

@@ -2,14 +2,18 @@
 from types import SimpleNamespace
 
 import numpy as np, pandas as pd, pytest, soundfile as sf, torch, torch.nn as nn
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelValidException
 from fastai.interpret import ClassificationInterpretation
+from fastai.learner import Learner
+from fastai.torch_core import set_seed
 
 from fastaudio_lite.audio import AudioTensor, AudioWarning, load_audio
 from fastaudio_lite.classifier import AudioCNN, Classifier, arch_name, audio_learner, create_model, hear_confused
 from fastaudio_lite.data import AudioDataLoaders
+from fastaudio_lite.export import save_pretrained
+from fastaudio_lite.kinds import PretrainedError
 from fastaudio_lite.spectrogram import FrontEnd
-from fastaudio_lite.training import AverageWeights, checkpoint
+from fastaudio_lite.training import AverageWeights, TeacherForcing, checkpoint
 from fastaudio_lite.voices import TrimSilence
 
 sr = 8000
@@ -74,7 +78,39 @@ def test_average_is_measured_and_kept():
     said = learn.recorder.values[-1][-2]
     with learn.no_bar(): assert learn.validate()[0]==pytest.approx(said, abs=1e-5)
 
+def test_average_without_validation():
+    "Where the validation is cancelled, training goes the same way and the same average is kept"
+    class Unseen(Callback):
+        order = -100
+        def before_validate(self): raise CancelValidException
+    def _kept(*cbs):
+        set_seed(0)
+        return params(fit(learner(arch=AudioCNN(2, chs=(4,8), p=0)), 2, cbs=[AverageWeights(.9), *cbs]))
+    heard,blind = _kept(),_kept(Unseen())
+    for a,b in zip(heard, blind): assert torch.equal(a, b)
+
+def test_teacher_forcing():
+    "The network gets the targets, and nobody after it does"
+    class Told(AudioCNN):
+        seen = ()
+        def forward(self, x, *args):
+            self.seen += (len(args),)
+            return super().forward(x)
+    learn = learner(arch=Told(2, chs=(4,8)), cbs=TeacherForcing())
+    with learn.no_bar():
+        learn.fit(1, 1e-2)
+        assert set(learn.model.seen)=={1} and len(learn.xb)==1
+        assert learn.predict(tone(900))[0] in learn.dls.vocab
+
 # The classifier and its learner
+def test_no_kind():
+    "A learner that does not say what it answers is not guessed at"
+    with pytest.raises(PretrainedError, match='expected one of `audio_learner`'): save_pretrained(Learner(loaders(), AudioCNN(2, chs=(4,8))), 'm')
+
+@pytest.mark.parametrize('arch', ['CTCModel', 'nothing:at all'])
+def test_networks_of_other_kinds(arch):
+    with pytest.raises(ValueError, match='expected one of AudioCNN, Committee'): create_model(arch, 2)
+
 def test_shares_nothing():
     "Training on, or another precision of the one, leaves the other as it was"
     learn,x = fit(learner()),tone(900)

@@ -406,7 +406,7 @@ def test_settings_of_a_training():
     for o in (b'{"lr"', b'[]', b'{}', b'\xff\xfe', b'['*10**5, None):
         if o is None: (folder/'settings.json').unlink()
         else: (folder/'settings.json').write_bytes(o)
-        with expect_fail(ValueError, 'settings.json, which is missing or damaged'): cli_mod._begin(folder, run)
+        with expect_fail(ValueError, 'settings.json missing or damaged'): cli_mod._begin(folder, run)
 
 def test_files_of_others():
     "Nothing goes that no training wrote: notes, a link, a file that bears a name of ours"

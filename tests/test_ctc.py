@@ -356,6 +356,11 @@ def test_sounds_loss():
     assert math.isclose(both-plain, 0.5*named, rel_tol=1e-4)
     assert CTCLoss(sounds=lambda ids: [])(lp, y)==plain
 
+def test_sounds_need_a_place():
+    "A network that names no speech sounds does not learn from a dictionary"
+    dls = learner()[0].dls
+    with expect_fail(ValueError, 'names 0 speech sounds'): ctc_learner(dls, CTCModel(len(dls.tokens), 16, n_hidden=8, n_layers=1), sounds=['', 'x'])
+
 def test_a_loss_for_each_clip():
     "What fastai's `Interpretation` asks for: each clip by itself, and infinite where a clip is too short for its text"
     loss,each = CTCLoss(),CTCLoss(reduction='none')

@@ -667,7 +667,8 @@ def test_names_of_other_systems(clips):
 
 # Loaders of other kinds
 def test_weighted_loaders(clips):
-    db = DataBlock((AudioBlock(8000), CategoryBlock), get_y=lambda o: 'ab'[int(o.stem)%2], splitter=RandomSplitter(seed=0), batch_tfms=AudioToSpec(FrontEnd(8000, hop=10)))
+    db = DataBlock((AudioBlock(8000), CategoryBlock), get_y=lambda o: 'ab'[int(o.stem)%2], splitter=RandomSplitter(seed=0),
+        batch_tfms=AudioToSpec(FrontEnd(8000, hop=10)))
     batches = [x for x,_ in db.weighted_dataloaders(get_audio_files(clips), [1.]*16, bs=4, num_workers=0).train]
     assert all(len(x)==len(x.lens)==4 for x in batches) and len({n for x in batches for n in x.lens.tolist()})>1
     wavs = tones(30, 20)

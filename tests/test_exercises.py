@@ -626,3 +626,8 @@ def test_careful(transcribe):
     tells(transcribe, 'check_careful', 'careful', [transcribe.careful, by_loop],
         [lambda o, p: ' '.join(w.text for w in o.words if w.prob>=p), lambda o, p: ' '.join(w.text if w.prob>p else '...' for w in o.words),
             lambda o, p: o.text if o.prob>=p else '...', lambda o, p: by_loop(o, p).split()])
+
+def test_dicts_are_compared():
+    expect({'a':.1+.2, 'b':[1,2]}, {'a':.3, 'b':(1,2)}, 'alike')
+    for o in {'a':.4, 'b':[1,2]}, {'a':.3}:
+        with pytest.raises(AssertionError, match='why not'): expect(o, {'a':.3, 'b':[1,2]}, 'why not')

@@ -376,3 +376,9 @@ def test_real_digits():
     "Two people, few takes: far above chance on takes that were not trained on"
     fs = [f for f in digit_files('fsdd') if digit_speaker(f) in ('theo','jackson')][::2]
     assert digits_accuracy(fs, is_digit_test, n_mix=1, warps=(1.,))['accuracy'] > 0.85
+
+def test_words_are_a_list(tmp_path):
+    "A folder is no vocabulary, and without words there is nothing to save"
+    for o in 'models/hmm',tmp_path:
+        with pytest.raises(ValueError, match='from_pretrained'): HMMDigits(o)
+    with pytest.raises(ValueError, match='call `fit`'): HMMDigits().config()

@@ -152,7 +152,9 @@ def test_tables():
     from torch import nn
     from fastaudio_lite.kinds import Saved, kinds, name_in, named, networks
     for k,v in kinds.items(): assert issubclass(named(v), Saved) and name_in(kinds, named(v))==k
-    for k,v in networks.items(): assert issubclass(named(v), nn.Module) and name_in(networks, named(v))==k and callable(named(v).config)
+    assert networks.keys()<=kinds.keys()
+    for table in networks.values():
+        for k,v in table.items(): assert issubclass(named(v), nn.Module) and name_in(table, named(v))==k and callable(named(v).config)
 
 # Documentation
 def _public(fn):

@@ -63,7 +63,8 @@ def two(tmp_path_factory):
 def test_same_as_one(two):
     for a,b in zip(both(1), two[0]):
         assert len(a['losses'])==15
-        for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4 if k=='losses' else 1e-3, rtol=1e-3) # Adam divides by small gradients
+        torch.testing.assert_close(a['losses'][:2], b['losses'][:2], atol=1e-5, rtol=1e-5)
+        for k in a: torch.testing.assert_close(a[k], b[k], atol=5e-3 if k=='losses' else 2e-2, rtol=1e-2) # Adam divides by small gradients
 
 def test_command(two):
     "Only the first process speaks and saves"

@@ -1,5 +1,5 @@
 "The recognizer in one piece: chunks, long and odd sounds, subtitles, saved and loaded, stopped and gone on with, bad tables"
-import hashlib, io, json, resource, subprocess, sys, warnings
+import copy, hashlib, io, json, resource, subprocess, sys, warnings
 
 import numpy as np, pytest, safetensors.torch, soundfile as sf, torch
 from hypothesis import Phase, given, settings, strategies as st
@@ -217,6 +217,18 @@ def test_use(tr):
 # Saved
 @pytest.fixture(scope='module')
 def saved(tr, tmp_path_factory): return save_pretrained(tr, tmp_path_factory.mktemp('m')/'es', dict(wer=.5, split='none', n=2, seeds=1))
+
+def test_network_of_another_kind(tr):
+    "A network may say what it likes, with lengths, and reads it itself; the folder's name for it is checked"
+    class Says(torch.nn.Module):
+        def forward(self, x, lens): return x.as_subclass(torch.Tensor)[:,0].transpose(1,2),torch.tensor([x.shape[-1]-1])
+        def read(self, out, step): return [Span(str(tuple(out.shape)), 0., step, 1.)]
+    other = copy.copy(tr)
+    other._modules = dict(tr._modules, model=Says())
+    other.model.stride = 4
+    n_mels,T = tr.listen(sound(8000)[None])[0].shape[2:]
+    assert other.transcribe(sound(8000)).text==str((T-1, n_mels))
+    with pytest.raises(PretrainedError, match='expected CTCModel'): Transcriber.check(tr.config()|dict(arch='AudioCNN'))
 
 def test_round_trip(tr, saved, tmp_path):
     "The same numbers, here and in a fresh process that loads no training library"

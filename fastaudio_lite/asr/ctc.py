@@ -262,6 +262,8 @@ def ctc_learner(
     def _decode(lp): return [tokens.decode(o) for o in greedy(lp)]
     size = dict(n_hidden=n_hidden, n_layers=n_layers, n_sounds=len(sounds) if sounds else 0)
     model = model or CTCModel(len(tokens), n_mels, **size)
+    n = getattr(getattr(model, 'sounds', None), 'out_features', 0)
+    if sounds and n!=len(sounds): raise ValueError(f"got a network that names {n} speech sounds with a dictionary of {len(sounds)}, expected as many: CTCModel(..., n_sounds={len(sounds)})")
     if metrics is None: metrics = [WER(_decode), CER(_decode), blank_share]
     loss = CTCLoss(sounds=partial(_sounds_of, tokens, sounds) if sounds else None)
     cbs = [GradientClip(1.), AverageWeights(), *L(cbs)]

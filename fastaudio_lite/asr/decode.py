@@ -607,7 +607,7 @@ def _boosts(hotwords, boost):
 
 # %% ../../nbs/13_decode.ipynb #b60ad136
 def _need_sane(**kwargs):
-    "Weights that make a probability overflow are a slip of the pen"
+    "`ValueError` for weights with which probabilities overflow: surely typing errors"
     for k,v in kwargs.items():
         if not abs(v)<=100: raise ValueError(f"got {k}={v}, expected -100 to 100: it counts in natural logarithms, where 5 is a lot")
 

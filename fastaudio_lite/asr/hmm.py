@@ -10,6 +10,7 @@ __all__ = ['log_forward', 'log_backward', 'fast', 'best_path', 'viterbi', 'Poste
 # %% ../../nbs/11_hmm.ipynb #cb5b49e9
 import copy, math, sys
 from functools import cache, reduce
+from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
@@ -457,13 +458,15 @@ class HMMDigits(Saved):
         penalty:float=0., # Price of a word in a string; `tune` finds it
     ):
         super().__init__({})
+        if isinstance(words, (str,Path)): raise ValueError(f"got words={words!r}, expected a list of words: HMMDigits.from_pretrained(folder) loads what was saved")
         self.words,self.sr,self.n_states,self.n_mix,self.tie = list(words),sr,n_states,n_mix,tie
         self.warps,self.n_mels,self.n_mfcc,self.deltas,self.penalty = tuple(warps),n_mels,n_mfcc,deltas,penalty
         self.front_end = FrontEnd(sr, n_mels=n_mels, kind='mfcc', n_mfcc=n_mfcc, deltas=deltas, norm='bin')
         self.hmm = GMMHMM(max(len(self.words), 1), n_mfcc*(deltas+1), n_states, n_mix, tie)
 
     def config(self):
-        "What `from_config` needs"
+        "What `from_config` needs; `ValueError` before it knows words"
+        self._need_words()
         return {k:getattr(self, k) for k in self.fields} | dict(warps=list(self.warps))
 
     @classmethod

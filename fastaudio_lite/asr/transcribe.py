@@ -26,11 +26,11 @@ from ..text import Tokens, split_words, steps_needed
 
 # %% ../../nbs/17_transcribe.ipynb #c69c377c
 class Transcriber(Saved):
-    "Front end, network, tokens and decoder in one piece: any sound in, a `Transcript` out"
+    "Front end, network and tokens in one piece: any sound in, a `Transcript` out"
     fields = dict(arch=str, tokens=dict, model=dict, front_end=dict)
     outputs = 'log_probs','steps'
     old_names = {f'model.{o}.':f'model.encoder.{o}.' for o in ('stem','proj','layers')}
-    decoder = None # What reads the network's answers instead of the network itself
+    decoder = None # What reads the network's answers instead of the network itself; `save_pretrained` leaves it out
     def __init__(self,
         src, # A `Learner`, what `from_pretrained` takes, or `tokens`, `model` and `front_end` as a dict
     ):
@@ -56,9 +56,9 @@ class Transcriber(Saved):
     @property
     def arch(self):
         "Name of the network; `PretrainedError` for one's own, which has none"
-        name = name_in(networks, type(self.model))
+        name = name_in(networks['recognizer'], type(self.model))
         if name: return name
-        raise PretrainedError(f"got a recognizer with a {type(self.model).__name__}, expected a {' or '.join(networks)}: others have no name")
+        raise PretrainedError(f"got a recognizer with a {type(self.model).__name__}, expected {' or '.join(networks['recognizer'])}: others have no name")
 
     def config(self):
         "What `from_config` needs to build this again"
@@ -67,7 +67,7 @@ class Transcriber(Saved):
     @classmethod
     def from_config(cls, cfg):
         "An untrained recognizer of the same make"
-        model = network(cfg['arch'], **cfg['model'])
+        model = network('recognizer', cfg['arch'], **cfg['model'])
         return cls(dict(tokens=Tokens.from_config(cfg['tokens']), model=model, front_end=FrontEnd.from_config(cfg['front_end'])))
 
     def forward(self,
@@ -77,7 +77,6 @@ class Transcriber(Saved):
         "What the network says at each step"
         return self.model(*self.listen(wav, lens))
 
-
 # %% ../../nbs/17_transcribe.ipynb #562009f6
 _model_limits = dict(n_out=10**6, n_mels=2**14, n_hidden=2**13, n_layers=64, chs=2**12, strides=64, n_sounds=10**5)
 
@@ -85,6 +84,7 @@ _model_limits = dict(n_out=10**6, n_mels=2**14, n_hidden=2**13, n_layers=64, chs
 def check(cls:Transcriber, cfg:dict):
     "`PretrainedError` unless `cfg` can be the config of a recognizer"
     super(Transcriber, cls).check(cfg)
+    if cfg['arch'] not in (known := networks['recognizer']): raise PretrainedError(f"got the network {cfg['arch']!r}, expected {' or '.join(known)}")
     check_range({k:v for k,v in cfg['model'].items() if (k,v)!=('n_sounds',0)}, _model_limits, 'model')
     n,vocab = cfg['model'].get('n_out'),cfg['tokens'].get('vocab')
     if not isinstance(vocab, list) or len(vocab)!=n:
@@ -192,6 +192,13 @@ def json(self:Transcript)->dict: # Ready for `json.dumps`
     "All of it as plain numbers and text"
     return asdict(self)
 
+# %% ../../nbs/17_transcribe.ipynb #b7d0f3a9
+def _steps_of(out):
+    "What a network says of one clip `(1,T',n)`, without padding, `(T',n)`: `LogProbs`, or numbers and how many of them are real"
+    x,n = out if isinstance(out, tuple) else (out, out.lens)
+    x = x.as_subclass(torch.Tensor)[0] # (T',n)
+    return (x if n is None else x[:int(n[0])]).float().cpu()
+
 # %% ../../nbs/17_transcribe.ipynb #eeafab93
 @patch
 def use(self:Transcriber,
@@ -217,8 +224,8 @@ def transcribe(self:Transcriber,
     for start,wav in speech_chunks(sound, self.sr, max_dur):
         dur = start + wav.dur
         if not is_silent(wav):
-            found,out = True,self(wav[None].to(next(self.buffers()).device))[0]
-            spans = reader.read(out.as_subclass(torch.Tensor).float().cpu(), self.step)
+            found,out = True,_steps_of(self(wav[None].to(next(self.buffers()).device)))
+            spans = reader.read(out, self.step)
             words += [Span(o.text, start+o.start, min(start+o.end, dur), o.prob) for o in spans]
         if progress: progress(dur)
     if not found: warnings.warn("got silence, expected speech: there is nothing to write down", AudioWarning)
@@ -228,7 +235,6 @@ def transcribe(self:Transcriber,
 def predict(self:Transcriber, sound)->Transcript:
     "`transcribe` with all that is usual"
     return self.transcribe(sound)
-
 
 # %% ../../nbs/17_transcribe.ipynb #423a3bbd
 def _faded(w, dur=0.005):
