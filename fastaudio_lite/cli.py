@@ -447,8 +447,8 @@ def _begun(folder):
     if not any((folder/o).exists() for o in (_settings,_checkpoint)): return {}
     try: old = json.loads(fn.read_text())
     except (FileNotFoundError,ValueError,RecursionError): pass
-    _need(isinstance(old, dict) and 'recordings' in old, f"got {fn} missing or damaged, expected the settings that the training in {folder} "
-        "began with: restore the file, or delete that folder to start again")
+    _need(isinstance(old, dict) and 'recordings' in old, f"got {fn}, which is missing, damaged or not of a training, expected the settings that the "
+        f"training in {folder} began with: restore the file, or delete that folder to start again")
     return old
 
 def _same_run(folder, old, run):
