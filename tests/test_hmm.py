@@ -266,6 +266,14 @@ def test_spans(rec, clips):
     close([o.start+0.5 for o in a], [o.start for o in b], eps=0.03)
     assert all(0<=o.start<o.end<=wav.dur+0.02 and 0<o.prob<=1 for o in a)
 
+def test_spans_begin_between_frames(rec, clips, monkeypatch):
+    "Frame k has its middle at k hops, so a word begins half a hop before its first frame, and where one ends the next begins"
+    wav = load_audio(clips[0][0], 8000)
+    monkeypatch.setattr(type(rec), '_paths', lambda self, xs, penalty: [[(0,0,4), (1,4,9)] for _ in xs])
+    a,b = rec.spans(wav)
+    t = rec._clip(wav)[1]
+    close([a.start-t, a.end-t, b.start-t, b.end-t], [0, .035, .035, .085], eps=1e-6)
+
 def test_prob_of_a_word(rec, clips):
     "What a word's own frames say of it, beside the other words; certain where there is no other"
     sounds = [f for f in clips[1][:6]]

@@ -218,6 +218,15 @@ def test_use(tr):
 @pytest.fixture(scope='module')
 def saved(tr, tmp_path_factory): return save_pretrained(tr, tmp_path_factory.mktemp('m')/'es', dict(wer=.5, split='none', n=2, seeds=1))
 
+def test_frames_that_begin_at_hops(tr):
+    "Without padding a frame's middle is half a window later, and so are the words"
+    class Reader:
+        def read(self, out, step): return [Span('a', .1, .2, 1.)]
+    late = copy.copy(tr)
+    late._modules = dict(tr._modules, front_end=FrontEnd(sr, n_mels=16, norm='bin', center=False))
+    a,b = (o.transcribe(sound(8000), Reader()).words[0] for o in (tr, late))
+    assert (b.start-a.start,b.end-a.end)==pytest.approx(2*[late.front_end.n_fft/2/sr])
+
 def test_network_of_another_kind(tr):
     "A network may say what it likes, with lengths, and reads it itself; the folder's name for it is checked"
     class Says(torch.nn.Module):

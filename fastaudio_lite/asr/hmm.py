@@ -604,8 +604,8 @@ def spans(self:HMMDigits,
     clips,hop = [self._clip(o) for o in sounds],self.front_end.hop/self.sr
     xs = self._frames([c for c,_ in clips])
     def _one(t, x, path):
-        probs = self._probs(x, path)
-        return [Span(self.words[w], t+a*hop, t+b*hop, p) for (w,a,b),p in zip(path, probs)]
+        def _begin(k): return t + max(k-0.5, 0)*hop                         # frame k has its middle at k*hop
+        return [Span(self.words[w], _begin(a), _begin(b), p) for (w,a,b),p in zip(path, self._probs(x, path))]
     return [_one(t, x, path) for (_,t),x,path in zip(clips, xs, self._paths(xs, self.penalty))]
 
 @patch

@@ -221,12 +221,14 @@ def transcribe(self:Transcriber,
 )->Transcript: # Text, words with times, confidence
     "What is said in `sound`; warns where there is nothing to hear at all"
     reader,words,dur,found = decoder or self.decoder or self.model,[],0.,False
+    fe = self.front_end
+    lag = 0. if fe.center else fe.n_fft/2/self.sr # `read` takes the middle of frame k to be at k hops
     for start,wav in speech_chunks(sound, self.sr, max_dur):
         dur = start + wav.dur
         if not is_silent(wav):
             found,out = True,_steps_of(self(wav[None].to(next(self.buffers()).device)))
             spans = reader.read(out, self.step)
-            words += [Span(o.text, start+o.start, min(start+o.end, dur), o.prob) for o in spans]
+            words += [Span(o.text, start+lag+o.start, min(start+lag+o.end, dur), o.prob) for o in spans]
         if progress: progress(dur)
     if not found: warnings.warn("got silence, expected speech: there is nothing to write down", AudioWarning)
     return Transcript(' '.join(o.text for o in words), words, sum(o.prob for o in words)/max(len(words), 1), dur)
