@@ -643,12 +643,18 @@ def test_demo_real(cli):
     assert d['n']==300 and d['accuracy']>.9 and d['accuracy']>d['baseline_accuracy']
 
 # export
-def test_export_mistakes(capsys):
-    "Each is one line and leaves nothing; lesson 34 writes a file"
+def test_export(tmp_path, cli, capsys):
+    "A file that answers as the model does; each mistake is one line and leaves nothing"
+    ort = pytest.importorskip('onnxruntime', reason='the extra onnx is not installed')
     pytest.importorskip('onnxscript', reason='the extra onnx is not installed')
-    from test_export import make
+    from test_export import make, sound
     from fastaudio_lite.export import save_pretrained
-    save_pretrained(make(), 'm')
+    clf = make()
+    save_pretrained(clf, 'm')
+    assert cli('export', 'm', '--onnx', 'new/m.onnx').startswith(f"Written: {Path('new/m.onnx')} (1 MB); in: wav, float32 at 8000 Hz")
+    wav = sound().numpy()[None]
+    probs, = ort.InferenceSession('new/m.onnx').run(None, dict(wav=wav, lens=np.array([wav.shape[-1]])))
+    assert np.allclose(probs[0], list(clf.predict(sound()).probs.values()), atol=1e-4)
     before = left()
     bad = {('m',):'got no file to write', ('m', '--onnx', 'm.pt'):'ends in .onnx', ('no', '--onnx', 'x.onnx'):'there is no such folder',
         ('me/no', '--onnx', 'x.onnx'):'the setting offline is on', ('m', '--onnx', 'm/config.json/x.onnx'):'is a file, expected a folder'}
