@@ -702,7 +702,7 @@ class Features(nn.Module):
     def forward(self, wav, lens): return self.front_end(wav, lens)
 
 @needs_onnx
-@pytest.mark.parametrize('kw', [dict(scale='pcen', norm='bin', center=False), dict(kind='mfcc', deltas=2, norm='clip', center=False),
+@pytest.mark.parametrize('kw', [dict(), dict(scale='pcen', norm='bin', center=False), dict(kind='mfcc', deltas=2, norm='clip', center=False),
     dict(kind='linear', scale='log', power=1., norm=None, win=180, n_fft=260)])
 def test_onnx_front_end(kw):
     "The one forward, traced: the same shapes and numbers for any batch and any length"
